@@ -1,0 +1,1 @@
+"""The part that runs on the microscope. Imports no TensorFlow, no Keras, nothing of `training`."""

@@ -1,0 +1,103 @@
+"""The one normalization, used by the device and by the training.
+
+A window's frames are brought to the range that the network was trained on by one offset and one
+scale, both measured on the window's mean image::
+
+    background = percentile(median3x3(mean), background_percentile)
+    scale      = percentile(median3x3(mean), scale_percentile) - background
+    normalized = (frame - background) / scale
+
+The median over 3 x 3 pixels takes isolated hot pixels out of the statistics: no image formed by an
+objective is sharper than its PSF, so what stands alone in one pixel is not the sample. The
+percentiles carry no information about single pixels, so that a cosmic ray or a dust grain rescales
+nothing. The network's image times `scale` is in input counts above background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizationSettings:
+    """The numbers of the formula; they travel in the model's manifest.
+
+    Attributes
+    ----------
+    background_percentile : float
+        Percentile of the smoothed mean image that is taken as background, 0 to 100.
+    scale_percentile : float
+        Percentile of the smoothed mean image that is mapped to 1, 0 to 100.
+    min_contrast_sem : float
+        Contrast of the mean image, in standard errors of the mean, below which the verdict is
+        "nothing to see".
+    """
+
+    background_percentile: float = 5.0
+    scale_percentile: float = 99.5
+    min_contrast_sem: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """Offset and scale of one window.
+
+    Attributes
+    ----------
+    background : float
+        What is subtracted, in ADU.
+    scale : float
+        What is divided by, in ADU; 0 where the mean image is constant: then everything is 0.
+    nothing_to_see : bool
+        True where the mean image has no contrast beyond its noise.
+    """
+
+    background: float
+    scale: float
+    nothing_to_see: bool
+
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """Bring an image in ADU, any shape, to the network's range, float32."""
+        if self.scale == 0:
+            return np.zeros(image.shape, np.float32)
+        return (image.astype(np.float32) - np.float32(self.background)) / np.float32(self.scale)
+
+    def restore(self, image: np.ndarray) -> np.ndarray:
+        """Bring the network's image, any shape, to ADU above background, float32."""
+        return image.astype(np.float32) * np.float32(self.scale)
+
+
+def measure(
+    mean: np.ndarray,
+    standard_error: float = 0.0,
+    settings: NormalizationSettings | None = None,
+) -> Scaling:
+    """Measure offset and scale on a window's mean image.
+
+    Parameters
+    ----------
+    mean : ndarray
+        Mean of the window's frames in ADU, (H, W).
+    standard_error : float
+        Typical standard error of a pixel of `mean` in ADU (temporal standard deviation over the
+        root of the number of frames); 0 judges contrast against nothing.
+    settings : NormalizationSettings, optional
+        The formula's numbers; the defaults are those of the current model.
+
+    Returns
+    -------
+    Scaling
+        A constant mean image has scale 0 and the verdict "nothing to see".
+    """
+    settings = settings or NormalizationSettings()
+    smooth = cv2.medianBlur(np.ascontiguousarray(mean, dtype=np.float32), 3)  # (H, W)
+    background, bright = np.percentile(
+        smooth, (settings.background_percentile, settings.scale_percentile)
+    )
+    contrast = float(bright - background)
+    flat = contrast <= 1e-6 * max(1.0, abs(float(bright)))
+    unseen = flat or contrast < settings.min_contrast_sem * standard_error
+    return Scaling(float(background), 0.0 if flat else contrast, unseen)

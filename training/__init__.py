@@ -1,0 +1,1 @@
+"""The part that simulates, trains, quantizes and evaluates. May import `device`."""
