@@ -1,0 +1,218 @@
+"""The digital microscope: specimen -> fluctuation -> optics -> sensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from scipy import ndimage
+
+from training.fluctuation import Blinking, SpeckleExcitation
+from training.optics import UPSAMPLING, image_formation, target_image
+from training.sensor import Sensor
+from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
+
+Positive = Annotated[float, Field(gt=0)]
+Range = tuple[Positive, Positive]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ForwardModelSettings(BaseModel):
+    """What stacks are drawn from: every pair is the range of a distribution."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    thin_fraction: Fraction = 0.5
+    """Part of the stacks with thin structures."""
+    both_fraction: Fraction = 0.1
+    """Part of the stacks with a thin and a continuous structure over each other."""
+    psf_sigma_px: Range = (0.9, 2.8)
+    """Standard deviation of the PSF, camera px, uniform."""
+    photons: Range = (12.0, 800.0)
+    """Photons per frame on the 99.9th percentile pixel of the mean image, log-uniform."""
+    background: tuple[Annotated[float, Field(ge=0)], Positive] = (0.02, 0.6)
+    """Even background over the photons above, log-uniform."""
+    haze_probability: Fraction = 0.4
+    """Part of the stacks with light from out of focus."""
+    read_noise_e: Range = (0.5, 8.0)
+    """Photoelectrons, log-uniform."""
+    quantum_efficiency: Range = (0.4, 0.9)
+    """Photoelectrons per photon, uniform."""
+    bit_depths: tuple[Literal[8, 10, 12, 16], ...] = (8, 10, 12, 16)
+    """Converters, equally likely; the gain fills some part of their range."""
+    blinking_fraction: Fraction = 0.5
+    """Part of the stacks in which the emitters blink; in the others the excitation fluctuates."""
+    on_fraction: Range = (0.02, 0.5)
+    """Of blinking emitters, log-uniform."""
+    on_time_frames: Range = (0.3, 8.0)
+    """Mean time in the on state, log-uniform."""
+    bleaching_fraction: Fraction = 0.25
+    """Part of the blinking stacks that bleach, over 60 to 600 frames."""
+    emitters_per_px: Range = (0.2, 4.0)
+    """Blinking emitters per output pixel of label, log-uniform."""
+    speckle_modes: tuple[int, int] = (4, 60)
+    """Plane waves in the excitation, log-uniform."""
+    speckle_grain_px: Range = (2.0, 16.0)
+    """Finest fringe in output px, log-uniform."""
+    speckle_contrast: tuple[Fraction, Fraction] = (0.3, 1.0)
+    """0 even to 1 full interference, uniform."""
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> ForwardModelSettings:
+        for name, value in self:
+            if isinstance(value, tuple) and name != "bit_depths" and value[0] > value[1]:
+                raise ValueError(f"{name} runs from {value[0]} down to {value[1]}")
+        return self
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Frames and what they were made from.
+
+    Attributes
+    ----------
+    frames : ndarray
+        (T, H, W) uint16, ADU.
+    truth : ndarray
+        Target on the output grid, (2H, 2W) float32, ADU above background.
+    about : dict
+        The parameters drawn: family, psf_sigma_px, photons, fluctuation, ...
+    """
+
+    frames: np.ndarray
+    truth: np.ndarray
+    about: dict[str, object]
+
+
+def simulate(
+    settings: ForwardModelSettings, frames: int, shape: tuple[int, int], rng: np.random.Generator
+) -> Stack:
+    """Simulate one stack.
+
+    Parameters
+    ----------
+    settings : ForwardModelSettings
+        The distributions to draw from.
+    frames : int
+        Number of frames T.
+    shape : (int, int)
+        Camera pixels (H, W).
+    rng : Generator
+        The only source of randomness.
+    """
+    sigma_px = rng.uniform(*settings.psf_sigma_px)
+    margin = int(np.ceil(3 * sigma_px))
+    family, density = draw_specimen(settings, _grid(shape, margin), rng)
+    fluctuation = draw_fluctuation(settings, rng)
+    emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
+    light = image_formation(emission, sigma_px, margin, shape)  # (T, H, W)
+    peak = max(float(np.percentile(light.mean(axis=0), 99.9)), 1e-9)
+    photons = _log_uniform(settings.photons, rng)
+    ambient = draw_background(settings, photons, shape, rng)  # (H, W)
+    sensor = draw_sensor(settings, photons, rng)
+    adu = sensor.expose(light * (photons / peak) + ambient, rng)
+    truth = target_image(brightness, margin) * (photons / peak * sensor.adu_per_photon())
+    about = {"family": family, "psf_sigma_px": sigma_px, "photons": photons}
+    return Stack(adu, truth, about | {"fluctuation": fluctuation, "sensor": sensor})
+
+
+def draw_specimen(
+    settings: ForwardModelSettings, grid: Grid, rng: np.random.Generator
+) -> tuple[str, np.ndarray]:
+    """Draw a family and a density from it, (H', W')."""
+    if rng.random() < settings.both_fraction:
+        thin, wide = rng.choice(list(THIN)), rng.choice(list(CONTINUOUS))
+        share = rng.uniform(0.2, 0.8)
+        density = share * FAMILIES[thin](grid, rng) + (1 - share) * FAMILIES[wide](grid, rng)
+        return f"{thin}+{wide}", density
+    kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS
+    family = rng.choice(list(kind))
+    return str(family), kind[family](grid, rng)
+
+
+def draw_fluctuation(
+    settings: ForwardModelSettings, rng: np.random.Generator
+) -> Blinking | SpeckleExcitation:
+    """Draw how the light fluctuates."""
+    if rng.random() < settings.blinking_fraction:
+        bleaches = rng.random() < settings.bleaching_fraction
+        return Blinking(
+            on_fraction=_log_uniform(settings.on_fraction, rng),
+            on_time_frames=_log_uniform(settings.on_time_frames, rng),
+            bleach_time_frames=_log_uniform((60, 600), rng) if bleaches else np.inf,
+        )
+    return SpeckleExcitation(
+        modes=round(_log_uniform(settings.speckle_modes, rng)),
+        grain_px=_log_uniform(settings.speckle_grain_px, rng),
+        cone_rad=rng.choice([np.pi / 12, np.pi / 4, np.pi]),
+        phase_step_rad=rng.choice([0.3, 1.0, 4.0]),
+        contrast=rng.uniform(*settings.speckle_contrast),
+    )
+
+
+def fluctuate(
+    fluctuation: Blinking | SpeckleExcitation,
+    density: np.ndarray,
+    frames: int,
+    settings: ForwardModelSettings,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let a density, (H', W'), shine: emission per frame, (T, H', W'), and its brightness.
+
+    The brightness, (H', W'), is what a frame would show on average without bleaching: with
+    blinking that of the emitters drawn from the density, not the density itself.
+    """
+    if isinstance(fluctuation, SpeckleExcitation):
+        return density * fluctuation.patterns(frames, density.shape, rng), density
+    grid = Grid(*density.shape)
+    probability = density / max(float(density.sum()), 1e-12)
+    labelled = float(density.sum()) ** 2 / max(float((density**2).sum()), 1e-12)  # px
+    n = int(np.clip(labelled * _log_uniform(settings.emitters_per_px, rng), 20, 30_000))
+    count = rng.multinomial(n, probability.ravel().astype(np.float64) / probability.sum(dtype=float))
+    site = np.repeat(np.arange(density.size), count)  # (n,)
+    strength = rng.lognormal(0, 0.3, n).astype(np.float32)
+    on = fluctuation.brightness(frames, n, rng) * strength  # (T, n)
+    emission = np.stack([np.bincount(site, weights, density.size) for weights in on])
+    mean = np.bincount(site, strength * fluctuation.on_fraction, density.size)
+    return (
+        emission.reshape(frames, *grid).astype(np.float32),
+        mean.reshape(grid).astype(np.float32),
+    )
+
+
+def draw_background(
+    settings: ForwardModelSettings, photons: float, shape: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Draw light that is not the specimen's, photons per camera pixel, (H, W)."""
+    even = np.full(shape, photons * _log_uniform(settings.background, rng))
+    if rng.random() >= settings.haze_probability:
+        return even
+    field = ndimage.gaussian_filter(rng.normal(0, 1, shape), rng.uniform(8, 20), mode="wrap")
+    haze = np.clip(field / (field.std() + 1e-12), -2, 2) / 4 + 0.5  # 0 to 1
+    return even + photons * rng.uniform(0.05, 0.5) * haze
+
+
+def draw_sensor(
+    settings: ForwardModelSettings, photons: float, rng: np.random.Generator
+) -> Sensor:
+    """Draw a sensor whose gain puts the brightest structures at 5 to 60 % of its range."""
+    bits = int(rng.choice(settings.bit_depths))
+    efficiency = rng.uniform(*settings.quantum_efficiency)
+    level = _log_uniform((0.05, 0.6), rng) * 2**bits
+    return Sensor(
+        quantum_efficiency=efficiency,
+        read_noise_e=_log_uniform(settings.read_noise_e, rng),
+        gain_adu_per_e=level / (2.0 * photons * efficiency),
+        offset_adu=rng.uniform(0.01, 0.06) * 2**bits,
+        bit_depth=bits,
+    )
+
+
+def _grid(shape: tuple[int, int], margin: int) -> Grid:
+    return Grid(*(UPSAMPLING * (n + 2 * margin) for n in shape))
+
+
+def _log_uniform(limits: tuple[float, float], rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(*np.log(limits))))

@@ -1,0 +1,209 @@
+"""Specimens: where the fluorescent label is.
+
+Every family is a function ``(grid, rng) -> density`` that draws a brightness density, (H, W)
+float32 with maximum 1, on the output grid (two pixels per camera pixel). Thin structures are drawn
+as points along curves, with spacings far below a pixel; continuous ones as areas.
+
+Lengths are in output pixels. Where a number has no unit in biology it was chosen to cover what a
+field of 128 camera pixels of some 65 to 200 nm shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+Family = Callable[["Grid", np.random.Generator], np.ndarray]
+
+
+class Grid(NamedTuple):
+    """Height and width of a drawing area in output pixels."""
+
+    height: int
+    width: int
+
+    def points(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw `n` uniform positions (y, x), (n, 2)."""
+        return rng.uniform((0.0, 0.0), (self.height, self.width), (n, 2))
+
+    def count(self, per_megapixel: tuple[float, float], rng: np.random.Generator) -> int:
+        """Draw a number of objects, at least 1, from a log-uniform range of areal densities."""
+        low, high = np.log(per_megapixel)
+        return max(1, round(np.exp(rng.uniform(low, high)) * self.height * self.width / 1e6))
+
+    def histogram(self, points: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Sum the weights of points (y, x), (n, 2), into pixels, (H, W) float32."""
+        inside = np.all((points >= 0) & (points < (self.height, self.width)), axis=1)
+        y, x = points[inside].astype(np.int64).T
+        weights = None if weights is None else weights[inside]
+        flat = np.bincount(y * self.width + x, weights, self.height * self.width)
+        return flat.reshape(self.height, self.width).astype(np.float32)
+
+    def coordinates(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pixel centres as broadcastable columns and rows: (H, 1) and (1, W)."""
+        return np.arange(self.height)[:, None] + 0.5, np.arange(self.width)[None, :] + 0.5
+
+
+def _unit_maximum(density: np.ndarray) -> np.ndarray:
+    return (density / max(float(density.max()), 1e-12)).astype(np.float32)
+
+
+def _curve(
+    start: np.ndarray, length: float, persistence: float, rng: np.random.Generator, step: float = 0.2
+) -> np.ndarray:
+    """Worm-like chain in the plane, (n, 2).
+
+    The tangent's angle is a random walk of variance ``step / persistence`` per step, so that
+    ``<cos(angle(s) - angle(0))> = exp(-s / (2 persistence))`` (Landau and Lifshitz, Statistical
+    Physics, section 127, in two dimensions).
+    """
+    n = max(2, int(length / step))
+    turns = rng.normal(0, np.sqrt(step / persistence), n)
+    angle = rng.uniform(0, 2 * np.pi) + np.cumsum(turns)
+    return start + np.cumsum(step * np.stack([np.sin(angle), np.cos(angle)], axis=1), axis=0)
+
+
+def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Actin- and microtubule-like worm-like chains, some with uneven labelling along them."""
+    density = np.zeros(grid, np.float32)
+    persistence = np.exp(rng.uniform(np.log(20), np.log(2000)))
+    patchiness = rng.choice([0.0, 0.5])
+    for start in grid.points(grid.count((150, 1500), rng), rng):
+        curve = _curve(start, rng.uniform(40, 400), persistence, rng)
+        label = ndimage.gaussian_filter1d(rng.normal(0, 1, len(curve)), 20)
+        weights = rng.uniform(0.4, 1) * np.exp(4 * patchiness * label)
+        density += grid.histogram(curve, weights)
+    return _unit_maximum(density)
+
+
+def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Pairs and bundles of nearly parallel chains, 2 to 10 px apart."""
+    density = np.zeros(grid, np.float32)
+    for start in grid.points(grid.count((100, 600), rng), rng):
+        curve = _curve(start, rng.uniform(60, 300), rng.uniform(200, 3000), rng)
+        tangent = np.gradient(curve, axis=0)
+        normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
+        distance, twist = rng.uniform(2, 10), rng.choice([0.0, 0.02])
+        for strand in range(rng.integers(2, 4)):
+            offset = (strand * distance) * np.cos(twist * np.arange(len(curve)))
+            density += rng.uniform(0.6, 1) * grid.histogram(curve + normal * offset[:, None])
+    return _unit_maximum(density)
+
+
+def rings(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Circles and ellipses of radius 2.5 to 15 px, labelled along the rim."""
+    density = np.zeros(grid, np.float32)
+    typical = rng.uniform(2.5, 10)
+    for centre in grid.points(grid.count((200, 2000), rng), rng):
+        radius = typical * rng.uniform(0.7, 1.5)
+        t = np.arange(0, 2 * np.pi, 0.2 / radius)
+        axes = radius * np.array([1, rng.uniform(0.6, 1)])
+        local = axes * np.stack([np.sin(t), np.cos(t)], axis=1)
+        turn = rng.uniform(0, np.pi)
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        density += rng.uniform(0.4, 1) * grid.histogram(centre + local @ rotation)
+    return _unit_maximum(density)
+
+
+def puncta(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Single points and small clusters, with log-normal brightness."""
+    centres = grid.points(grid.count((500, 8000), rng), rng)
+    members = rng.integers(1, rng.choice([2, 12]) + 1, len(centres))
+    spread = rng.uniform(0.3, 2.5)
+    points = np.repeat(centres, members, axis=0) + rng.normal(0, spread, (members.sum(), 2))
+    return _unit_maximum(grid.histogram(points, rng.lognormal(0, 0.5, len(points))))
+
+
+def _rod_frame(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """Distance of every pixel from a random segment, with the segment's length and radius."""
+    y, x = grid.coordinates()
+    (cy, cx), angle = grid.points(1, rng)[0], rng.uniform(0, np.pi)
+    radius = rng.uniform(4, 12)
+    length = radius * rng.uniform(1, 6)
+    along = (y - cy) * np.sin(angle) + (x - cx) * np.cos(angle)
+    across = -(y - cy) * np.cos(angle) + (x - cx) * np.sin(angle)
+    along = along - np.clip(along, -length / 2, length / 2)
+    return np.hypot(along, across), length, radius
+
+
+def filled_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """E. coli-like spherocylinders, label throughout: brightness goes with the thickness."""
+    density = np.zeros(grid, np.float32)
+    for _ in range(grid.count((100, 800), rng)):
+        distance, _, radius = _rod_frame(grid, rng)
+        thickness = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
+        density += rng.uniform(0.5, 1) * thickness * _texture(grid, rng, rng.choice([0.0, 0.4]))
+    return _unit_maximum(density)
+
+
+def membrane_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """E. coli-like spherocylinders, label in the envelope: projected shells."""
+    density = np.zeros(grid, np.float32)
+    for _ in range(grid.count((100, 700), rng)):
+        distance, _, radius = _rod_frame(grid, rng)
+        outer = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
+        inner = np.sqrt(np.clip(1 - (distance / (0.85 * radius)) ** 2, 0, None))
+        density += rng.uniform(0.5, 1) * (outer - 0.85 * inner)
+    return _unit_maximum(density)
+
+
+def vesicles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Filled discs of 2 to 10 px radius."""
+    density = np.zeros(grid, np.float32)
+    y, x = grid.coordinates()
+    for cy, cx in grid.points(grid.count((200, 2000), rng), rng):
+        r2 = ((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(2, 10) ** 2
+        density += rng.uniform(0.4, 1) * np.sqrt(np.clip(1 - r2, 0, None))
+    return _unit_maximum(density)
+
+
+def cells(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Large bodies with a soft outline, texture inside, and often a dark nucleus."""
+    outline = _field(grid, rng, rng.uniform(12, 40))
+    body = 1 / (1 + np.exp(-rng.uniform(4, 20) * (outline - rng.uniform(-0.5, 0.7))))
+    if rng.random() < 0.5:
+        nucleus = _field(grid, rng, rng.uniform(8, 16))
+        body *= 1 - rng.uniform(0.3, 0.9) / (1 + np.exp(-12 * (nucleus - 1)))
+    return _unit_maximum(body * _texture(grid, rng, rng.uniform(0.1, 0.8)))
+
+
+def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Edge-to-edge texture with structure at every scale (power spectrum falling as a power)."""
+    frequency = np.hypot(np.fft.fftfreq(grid.height)[:, None], np.fft.rfftfreq(grid.width)[None])
+    amplitude = (frequency + 1 / max(grid)) ** -rng.uniform(1.0, 2.0)
+    noise = np.fft.rfft2(rng.normal(0, 1, grid))
+    field = np.fft.irfft2(noise * amplitude, s=grid)
+    return _unit_maximum(np.exp(rng.uniform(0.3, 1.0) * field / field.std()))
+
+
+def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
+    """Gaussian random field of unit variance and a correlation length in px, (H, W)."""
+    field = ndimage.gaussian_filter(rng.normal(0, 1, grid), correlation, mode="wrap")
+    return field / (field.std() + 1e-12)
+
+
+def _texture(grid: Grid, rng: np.random.Generator, depth: float) -> np.ndarray:
+    """Positive texture around 1, (H, W); `depth` is the standard deviation of its logarithm."""
+    if depth == 0:
+        return np.ones(grid, np.float32)
+    return np.exp(depth * _field(grid, rng, np.exp(rng.uniform(np.log(0.7), np.log(8)))))
+
+
+THIN: dict[str, Family] = {
+    "filaments": filaments,
+    "filament_bundles": filament_bundles,
+    "rings": rings,
+    "puncta": puncta,
+}
+CONTINUOUS: dict[str, Family] = {
+    "filled_rods": filled_rods,
+    "membrane_rods": membrane_rods,
+    "vesicles": vesicles,
+    "cells": cells,
+    "tissue": tissue,
+}
+FAMILIES: dict[str, Family] = THIN | CONTINUOUS
