@@ -170,7 +170,9 @@ def fluctuate(
     probability = density / max(float(density.sum()), 1e-12)
     labelled = float(density.sum()) ** 2 / max(float((density**2).sum()), 1e-12)  # px
     n = int(np.clip(labelled * _log_uniform(settings.emitters_per_px, rng), 20, 30_000))
-    count = rng.multinomial(n, probability.ravel().astype(np.float64) / probability.sum(dtype=float))
+    count = rng.multinomial(
+        n, probability.ravel().astype(np.float64) / probability.sum(dtype=float)
+    )
     site = np.repeat(np.arange(density.size), count)  # (n,)
     strength = rng.lognormal(0, 0.3, n).astype(np.float32)
     on = fluctuation.brightness(frames, n, rng) * strength  # (T, n)
@@ -194,9 +196,7 @@ def draw_background(
     return even + photons * rng.uniform(0.05, 0.5) * haze
 
 
-def draw_sensor(
-    settings: ForwardModelSettings, photons: float, rng: np.random.Generator
-) -> Sensor:
+def draw_sensor(settings: ForwardModelSettings, photons: float, rng: np.random.Generator) -> Sensor:
     """Draw a sensor whose gain puts the brightest structures at 5 to 60 % of its range."""
     bits = int(rng.choice(settings.bit_depths))
     efficiency = rng.uniform(*settings.quantum_efficiency)

@@ -51,9 +51,7 @@ UPSAMPLING = 2
 
 
 def _conv(filters: int, name: str, activation: str | None = None, **options: Any) -> layers.Conv2D:
-    return layers.Conv2D(
-        filters, 3, padding="same", activation=activation, name=name, **options
-    )
+    return layers.Conv2D(filters, 3, padding="same", activation=activation, name=name, **options)
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -154,8 +152,9 @@ class Unrolled(keras.Model):
     chunk is kept (as a variable, without gradient) and is where the next chunk starts, unless the
     place's `fresh` says that a new stack begins there.
 
-    Inputs: `frames` and `means`, (B, K, H, W); `fresh`, (B,), 1 or 0. Output: the images at the
-    frames of `read_at`, (B, len(read_at), 2H, 2W).
+    Inputs: `frames` and `means`, (B, K, H, W); `fresh`, (B,), 1 or 0; `gain`, (B, n), what an image
+    of normalized brightness 1 is in units of the truth. Output: the images at the n frames of
+    `read_at`, (B, n, 2H, 2W), in units of the truth.
     """
 
     def __init__(
@@ -180,4 +179,4 @@ class Unrolled(keras.Model):
                 images.append(self.step.read(mean, h)[..., 0])  # (B, 2H, 2W)
         self.h.assign(h)
         self.c.assign(c)
-        return ops.stack(images, axis=1)
+        return ops.stack(images, axis=1) * inputs["gain"][:, :, None, None]

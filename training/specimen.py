@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import expit
 
 Family = Callable[["Grid", np.random.Generator], np.ndarray]
 
@@ -52,7 +53,11 @@ def _unit_maximum(density: np.ndarray) -> np.ndarray:
 
 
 def _curve(
-    start: np.ndarray, length: float, persistence: float, rng: np.random.Generator, step: float = 0.2
+    start: np.ndarray,
+    length: float,
+    persistence: float,
+    rng: np.random.Generator,
+    step: float = 0.2,
 ) -> np.ndarray:
     """Worm-like chain in the plane, (n, 2).
 
@@ -164,10 +169,10 @@ def vesicles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def cells(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Large bodies with a soft outline, texture inside, and often a dark nucleus."""
     outline = _field(grid, rng, rng.uniform(12, 40))
-    body = 1 / (1 + np.exp(-rng.uniform(4, 20) * (outline - rng.uniform(-0.5, 0.7))))
+    body = expit(rng.uniform(4, 20) * (outline - rng.uniform(-0.5, 0.7)))
     if rng.random() < 0.5:
         nucleus = _field(grid, rng, rng.uniform(8, 16))
-        body *= 1 - rng.uniform(0.3, 0.9) / (1 + np.exp(-12 * (nucleus - 1)))
+        body *= 1 - rng.uniform(0.3, 0.9) * expit(12 * (nucleus - 1))
     return _unit_maximum(body * _texture(grid, rng, rng.uniform(0.1, 0.8)))
 
 

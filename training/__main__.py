@@ -1,0 +1,44 @@
+"""``python -m training COMMAND``: simulate, train, quantize, evaluate, release."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from device.errors import Learn2sofiError
+
+COMMANDS = {
+    "simulate": "write simulated stacks and their truth as TIFF",
+    "train": "train the network; goes on where an interrupted run stopped",
+    "quantize": "turn a run's weights into a float32 and an int8 step",
+    "evaluate": "score every method and every model form on the frozen test stacks",
+    "release": "write models/: the pair, manifest, checksums and model card",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code (2 for bad input, 1 for a fault)."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    name = next((word for word in (argv or sys.argv[1:]) if word in COMMANDS), None)
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, summary in COMMANDS.items():
+        sub = commands.add_parser(command, help=summary, description=summary)
+        if command == name:  # the others' imports are slow and not needed
+            module = importlib.import_module(f"training.{command}")
+            module.add_arguments(sub)
+    arguments = parser.parse_args(argv)
+    try:
+        return int(module.main(arguments))
+    except Learn2sofiError as error:
+        if arguments.debug:
+            raise
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

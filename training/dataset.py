@@ -1,0 +1,172 @@
+"""Simulated stacks, cut into what the network is trained on.
+
+Every stack is a function of (seed, split, place, number) alone: whichever process simulates it,
+and whether the training was interrupted or not, it is the same. Training stacks are drawn without
+end; validation stacks are a fixed set of other specimens.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+
+import keras
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.example import WINDOW, Example, make_example
+from training.forward_model import ForwardModelSettings
+
+TRAINING, VALIDATION = 0, 1  # first word of the seed after the user's: never the same specimen
+
+Arrays = dict[str, np.ndarray]
+
+
+class DatasetSettings(BaseModel):
+    """How stacks are cut into batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int = Field(8, ge=1)
+    """Stacks that are played side by side."""
+    size_px: int = Field(64, ge=16, multiple_of=2)
+    """Height and width of the frames, camera px."""
+    chunk: int = Field(15, ge=1, le=WINDOW)
+    """Frames between two updates of the weights; divides 30."""
+    read_at: tuple[int, ...] = (7, 14)
+    """Frames of the chunk at which the image is compared with the truth, from 0."""
+    stream_fraction: float = Field(0.5, ge=0, le=1)
+    """Part of the stacks that are played as a stream, the others as one window."""
+    stream_chunks: tuple[int, int] = (3, 8)
+    """Length of a stream in chunks, uniform, both ends included."""
+    validation_stacks: int = Field(64, ge=1)
+    """Stacks of the validation set."""
+    workers: int = Field(2, ge=0)
+    """Processes that simulate; 0 simulates in the training's own."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which stack a place plays, known before it is simulated.
+
+    Attributes
+    ----------
+    seed : tuple of int
+        What the stack's generator is seeded with.
+    stream : bool
+        Played as a stream (running statistics) or as one window (statistics of all its frames).
+    chunks : int
+        Its length.
+    """
+
+    seed: tuple[int, ...]
+    stream: bool
+    chunks: int
+
+
+def plan(settings: DatasetSettings, seed: int, place: int, number: int) -> Plan:
+    """Plan the stack with this number at this place of the batch."""
+    key = (seed, TRAINING, place, number)
+    rng = np.random.default_rng([*key, 1])
+    if rng.random() < settings.stream_fraction:
+        return Plan(key, True, int(rng.integers(*settings.stream_chunks, endpoint=True)))
+    return Plan(key, False, WINDOW // settings.chunk)
+
+
+class TrainingStream(keras.utils.PyDataset):
+    """Batches without end; item i is the i-th update's, whatever was asked before.
+
+    Parameters
+    ----------
+    model : ForwardModelSettings
+        What stacks are drawn from.
+    settings : DatasetSettings
+        How they are cut.
+    seed : int
+        Of the whole run.
+    epoch_length : int
+        Updates in what Keras calls an epoch.
+    start : int
+        The update to begin with: where an interrupted run goes on. It must begin where the kept
+        state of the network was saved.
+    """
+
+    def __init__(
+        self,
+        model: ForwardModelSettings,
+        settings: DatasetSettings,
+        seed: int,
+        epoch_length: int,
+        start: int = 0,
+    ) -> None:
+        super().__init__()
+        self.model, self.settings, self.seed = model, settings, seed
+        self.epoch_length, self.start = epoch_length, start
+        self._pool = _simulators(settings.workers)
+        self._places = [self._play(place) for place in range(settings.batch)]
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def __getitem__(self, index: int) -> tuple[Arrays, np.ndarray]:
+        """Return the next batch: Keras asks in order, from one thread."""
+        chunks = [next(place) for place in self._places]
+        inputs = {key: np.stack([chunk[key] for chunk, _ in chunks]) for key in chunks[0][0]}
+        return inputs, np.stack([truth for _, truth in chunks])
+
+    def close(self) -> None:
+        """Stop the simulating processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _play(self, place: int) -> Iterator[tuple[Arrays, np.ndarray]]:
+        skip, number = self._fast_forward(place)
+        ahead = self._request(place, number)
+        for number in count(number + 1):
+            current, ahead = ahead, self._request(place, number)
+            example = current.result()
+            for k in range(skip, len(example.frames) // self.settings.chunk):
+                yield example.chunk(k, self.settings.chunk, self.settings.read_at)
+            skip = 0
+
+    def _fast_forward(self, place: int) -> tuple[int, int]:
+        """Find the chunk and the stack's number that this place plays at update `start`."""
+        left = self.start
+        for number in count():
+            chunks = plan(self.settings, self.seed, place, number).chunks
+            if left < chunks:
+                return left, number
+            left -= chunks
+        raise AssertionError("unreachable")
+
+    def _request(self, place: int, number: int) -> Future[Example]:
+        p = plan(self.settings, self.seed, place, number)
+        arguments = (self.model, p.chunks * self.settings.chunk, self.settings.size_px)
+        if self._pool is not None:
+            return self._pool.submit(make_example, *arguments, p.stream, p.seed)
+        done: Future[Example] = Future()
+        done.set_result(make_example(*arguments, p.stream, p.seed))
+        return done
+
+
+def _simulators(workers: int) -> ProcessPoolExecutor | None:
+    """Start processes with one thread each: many small matrices, not few large ones."""
+    if workers == 0:
+        return None
+    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # read by the children; too late for this process
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+
+
+def validation_set(
+    model: ForwardModelSettings, settings: DatasetSettings, seed: int
+) -> list[Example]:
+    """Windows of 30 frames of other specimens, always the same."""
+    return [
+        make_example(model, WINDOW, settings.size_px, False, (seed, VALIDATION, k))
+        for k in range(settings.validation_stacks)
+    ]

@@ -1,0 +1,110 @@
+"""A simulated stack, made ready as the device would feed it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from device.normalize import NormalizationSettings, Scaling, measure
+from training.forward_model import ForwardModelSettings, Stack, simulate
+
+WINDOW = 30  # frames of the reconstruction
+
+
+def running_mean(frames: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Mean of the last `window` frames at most, at every frame, (T, H, W) float32."""
+    total = np.cumsum(frames.astype(np.float64), axis=0)
+    lagged = np.concatenate([np.zeros_like(total[:window]), total[:-window]])[: len(total)]
+    n = np.minimum(np.arange(1, len(total) + 1), window)
+    return ((total - lagged) / n[:, None, None]).astype(np.float32)
+
+
+def normalized(
+    frames: np.ndarray, stream: bool, settings: NormalizationSettings | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Frames as the device would feed them.
+
+    Parameters
+    ----------
+    frames : ndarray
+        (T, H, W), ADU.
+    stream : bool
+        With the statistics of the last 30 frames at each frame, or with those of all frames.
+    settings : NormalizationSettings, optional
+        The formula's numbers.
+
+    Returns
+    -------
+    frames, means : ndarray
+        (T, H, W) float32, normalized.
+    scales : ndarray
+        ADU per normalized unit at each frame, (T,) float32.
+    """
+    if stream:
+        means = running_mean(frames)
+        scalings = [measure(mean, settings=settings) for mean in means]
+    else:
+        mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+        means = np.broadcast_to(mean, frames.shape)
+        scalings = [measure(mean, settings=settings)] * len(frames)
+    return (
+        np.stack([s.normalize(f) for s, f in zip(scalings, frames, strict=True)]),
+        np.stack([s.normalize(m) for s, m in zip(scalings, means, strict=True)]),
+        np.array([_positive(s) for s in scalings], np.float32),
+    )
+
+
+def _positive(scaling: Scaling) -> float:
+    return scaling.scale or 1.0
+
+
+def truth_in_its_unit(truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """Divide a target by its 99.9th percentile and clip it to 1.5, as the PSNR does."""
+    unit = max(float(np.percentile(truth, 99.9)), 1e-6)
+    return np.clip(truth / unit, 0, 1.5).astype(np.float32), unit
+
+
+@dataclass(frozen=True)
+class Example:
+    """A stack made ready: normalized frames and means, scales, truth and its unit."""
+
+    frames: np.ndarray  # (T, H, W)
+    means: np.ndarray  # (T, H, W)
+    scales: np.ndarray  # (T,)
+    truth: np.ndarray  # (2H, 2W)
+    unit: float
+
+    @classmethod
+    def of(cls, stack: Stack, stream: bool) -> Example:
+        """Make a simulated stack ready."""
+        return cls(*normalized(stack.frames, stream), *truth_in_its_unit(stack.truth))
+
+    def chunk(
+        self, k: int, length: int, read_at: tuple[int, ...]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Cut out chunk `k` of this length.
+
+        Returns
+        -------
+        dict, ndarray
+            The unrolled network's inputs for one place of the batch, and the truth at each frame
+            of `read_at` (counted within the chunk), (n, 2H, 2W).
+        """
+        cut = slice(k * length, (k + 1) * length)
+        read = [k * length + at for at in read_at]
+        inputs = {
+            "frames": self.frames[cut],
+            "means": self.means[cut],
+            "fresh": np.float32(k == 0),
+            "gain": self.scales[read] / np.float32(self.unit),
+        }
+        return inputs, np.broadcast_to(self.truth, (len(read), *self.truth.shape))
+
+
+def make_example(
+    model: ForwardModelSettings, frames: int, size_px: int, stream: bool, seed: tuple[int, ...]
+) -> Example:
+    """Simulate the stack of a seed and make it ready."""
+    rng = np.random.default_rng(seed)
+    return Example.of(simulate(model, frames, (size_px, size_px), rng), stream)

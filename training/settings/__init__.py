@@ -1,0 +1,60 @@
+"""The settings of a training run: one TOML file, checked before anything starts."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from device.errors import UserError
+from training.dataset import DatasetSettings
+from training.forward_model import ForwardModelSettings
+from training.network import NetworkSettings
+
+FOLDER = Path(__file__).parent
+
+
+class TrainingSettings(BaseModel):
+    """One training run, whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(1, ge=0)
+    """Of everything random: specimens, weights."""
+    updates: int = Field(14000, ge=1)
+    """Updates of the weights; the learning rate falls to zero over them."""
+    epoch_updates: int = Field(250, ge=1)
+    """Updates between two validations, each followed by a checkpoint."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Of Adam, at its highest."""
+    warmup_updates: int = Field(200, ge=0)
+    """Updates over which the learning rate rises."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest norm of the gradient."""
+    network: NetworkSettings = NetworkSettings()
+    dataset: DatasetSettings = DatasetSettings()
+    forward_model: ForwardModelSettings = ForwardModelSettings()
+
+
+def load(name_or_path: str) -> TrainingSettings:
+    """Read settings by the name of a file in this folder, or by path.
+
+    Raises
+    ------
+    UserError
+        The file is missing, not TOML, or a value is out of its range.
+    """
+    path = FOLDER / f"{name_or_path}.toml"
+    path = path if path.exists() else Path(name_or_path)
+    try:
+        return TrainingSettings(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
+        raise UserError(f"No settings at {path}: give a TOML file or one of {known}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML ({error}): correct that line.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {field}: {first['msg']}; correct that setting.") from error

@@ -1,0 +1,239 @@
+"""Training, as a person would run it.
+
+A run lives in a folder: the settings as given and as resolved, the git revision, the command, the
+TensorBoard log, the last checkpoint and the best weights. A run that was interrupted goes on from
+its last checkpoint when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from device.errors import UserError
+from training import baselines
+from training import settings as settings_file
+from training.dataset import TrainingStream, validation_set
+from training.example import WINDOW, Example
+from training.loss import log_relative_error
+from training.metrics import psnr_db
+from training.network import Unrolled, build_step
+from training.settings import TrainingSettings
+from training.tensorboard import TensorBoardLog
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = folder / "settings.json"
+        self.about = folder / "run.json"
+        self.checkpoint = folder / "checkpoint.npz"
+        self.best = folder / "best.weights.h5"
+        self.final = folder / "final.weights.h5"
+        self.log = folder / "tensorboard"
+
+    def begin(self, given: str, settings: TrainingSettings) -> None:
+        """Write down what is run; refuse a folder that holds another run.
+
+        Raises
+        ------
+        UserError
+            The folder was begun with other settings.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        resolved = settings.model_dump_json(indent=2)
+        if self.settings.exists() and self.settings.read_text() != resolved:
+            raise UserError(
+                f"{self.folder} holds a run with other settings: name another folder with --run."
+            )
+        self.settings.write_text(resolved)
+        command = "python -m training " + shlex.join(sys.argv[1:])
+        about = {"command": command, "settings_given": given, "seed": settings.seed}
+        about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
+        if not self.about.exists():
+            self.about.write_text(json.dumps(about, indent=2))
+
+
+def git_revision() -> str:
+    """Return the commit of the working tree, with ``+`` where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.check_output(describe, cwd=here, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def save_checkpoint(network: Unrolled, path: Path) -> None:
+    """Write all variables of network and optimizer, carried state included, atomically."""
+    values = [keras.ops.convert_to_numpy(v) for v in _variables(network)]
+    beside = path.with_suffix(".tmp.npz")
+    np.savez(beside, *values)
+    beside.replace(path)
+
+
+def load_checkpoint(network: Unrolled, path: Path) -> int:
+    """Restore what `save_checkpoint` wrote; returns the number of updates made so far."""
+    with np.load(path) as values:
+        for variable, name in zip(_variables(network), values.files, strict=True):
+            variable.assign(values[name])
+    return int(keras.ops.convert_to_numpy(network.optimizer.iterations))
+
+
+def _variables(network: Unrolled) -> list[Any]:
+    return [*network.variables, *network.optimizer.variables]
+
+
+def make_network(settings: TrainingSettings) -> Unrolled:
+    """Build and compile the unrolled network, weights drawn from the run's seed."""
+    keras.utils.set_random_seed(settings.seed)
+    data, shape = settings.dataset, (settings.dataset.size_px,) * 2
+    network = Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        settings.learning_rate / 100,
+        max(1, settings.updates - settings.warmup_updates),
+        alpha=0.01,
+        warmup_target=settings.learning_rate,
+        warmup_steps=settings.warmup_updates,
+    )
+    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
+    network.compile(optimizer=optimizer, loss=log_relative_error, jit_compile="auto")
+    network(_blank(settings))
+    optimizer.build(network.trainable_variables)
+    return network
+
+
+def _blank(settings: TrainingSettings) -> dict[str, np.ndarray]:
+    data = settings.dataset
+    frames = np.zeros((data.batch, data.chunk, data.size_px, data.size_px), np.float32)
+    ones = np.ones((data.batch, len(data.read_at)), np.float32)
+    return {"frames": frames, "means": frames, "fresh": ones[:, 0], "gain": ones}
+
+
+class Validation:
+    """Windows of other specimens, reconstructed as the device would."""
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.data = settings.dataset
+        self.examples = validation_set(settings.forward_model, self.data, settings.seed)
+        self.mean_db = float(
+            np.mean([psnr_db(baselines.mean(e.frames), e.truth) for e in self.examples])
+        )
+
+    def images(self, network: Unrolled) -> list[np.ndarray]:
+        """Reconstruct every window, each (2H, 2W); the carried state is put back afterwards."""
+        kept = [keras.ops.convert_to_numpy(v) for v in (network.h, network.c)]
+        size, images = self.data.batch, []
+        for start in range(0, len(self.examples), size):
+            group = self.examples[start : start + size]
+            images += list(self._window(network, group))[: len(group)]
+        network.h.assign(kept[0])
+        network.c.assign(kept[1])
+        return images
+
+    def _window(self, network: Unrolled, group: list[Example]) -> np.ndarray:
+        filled = group + [group[-1]] * (self.data.batch - len(group))
+        for k in range(WINDOW // self.data.chunk):
+            chunks = [e.chunk(k, self.data.chunk, self.data.read_at)[0] for e in filled]
+            inputs = {key: np.stack([chunk[key] for chunk in chunks]) for key in chunks[0]}
+            images = network.predict_on_batch(inputs)  # (B, n, 2H, 2W)
+        return np.asarray(images)[:, -1]
+
+
+class Report(keras.callbacks.Callback):
+    """After every epoch: validate, log, keep the best weights and the checkpoint."""
+
+    def __init__(self, run: Run, settings: TrainingSettings, done: int) -> None:
+        super().__init__()
+        self.run, self.settings, self.done = run, settings, done
+        self.validation = Validation(settings)
+        self.board = TensorBoardLog(run.log)
+        self.best_db = self._best_so_far()
+
+    def _best_so_far(self) -> float:
+        path = self.run.folder / "best.json"
+        return json.loads(path.read_text())["validation_db"] if path.exists() else -np.inf
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Validate and save."""
+        updates = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        images = self.validation.images(self.model)
+        scores = [
+            psnr_db(i, e.truth) for e, i in zip(self.validation.examples, images, strict=True)
+        ]
+        db = float(np.mean(scores))
+        log.info(
+            "%d updates: loss %.3f, validation %.2f dB (bicubic mean %.2f dB)",
+            updates, (logs or {})["loss"], db, self.validation.mean_db,
+        )  # fmt: skip
+        values = {"loss": (logs or {})["loss"], "psnr_db": db, "mean_db": self.validation.mean_db}
+        self.board.scalars(updates, values)
+        self._pictures(updates, images)
+        self._keep(updates, db)
+
+    def _pictures(self, updates: int, images: list[np.ndarray]) -> None:
+        for k, (example, image) in enumerate(
+            zip(self.validation.examples[:6], images, strict=False)
+        ):
+            gain = example.scales[-1] / example.unit
+            row = [baselines.mean(example.frames) * gain, image, example.truth]
+            self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
+
+    def _keep(self, updates: int, db: float) -> None:
+        if db > self.best_db:
+            self.best_db = db
+            self.model.step.save_weights(self.run.best)
+            best = {"updates": updates, "validation_db": db, "mean_db": self.validation.mean_db}
+            (self.run.folder / "best.json").write_text(json.dumps(best))
+        save_checkpoint(self.model, self.run.checkpoint)
+
+
+def train(settings: TrainingSettings, run: Run) -> None:
+    """Train to the end of the settings' updates, from the last checkpoint where there is one."""
+    network = make_network(settings)
+    done = load_checkpoint(network, run.checkpoint) if run.checkpoint.exists() else 0
+    data = TrainingStream(
+        settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
+    )
+    report = Report(run, settings, done)
+    try:
+        network.fit(
+            data,
+            initial_epoch=done // settings.epoch_updates,
+            epochs=-(-settings.updates // settings.epoch_updates),
+            shuffle=False,
+            verbose=1 if sys.stderr.isatty() else 0,
+            callbacks=[report],
+        )
+    finally:
+        data.close()
+        report.board.close()
+    network.step.save_weights(run.final)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m training train``."""
+    parser.add_argument("--settings", default="base", help="name or TOML file (default: base)")
+    parser.add_argument("--run", type=Path, help="folder of the run (default: runs/SETTINGS)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run ``python -m training train``."""
+    settings = settings_file.load(arguments.settings)
+    run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
+    run.begin(arguments.settings, settings)
+    train(settings, run)
+    return 0
