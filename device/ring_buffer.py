@@ -139,7 +139,7 @@ class RingBuffer:
         return self._mean
 
     def std(self) -> np.ndarray:
-        """Standard deviation of the frames held along time, (H, W) float32.
+        """Compute the standard deviation along time of the frames held, (H, W) float32.
 
         It is that of the frames as they are (divided by n, not by n - 1); zeros for fewer than 2.
         """
@@ -188,7 +188,7 @@ class RingBuffer:
                 self._account(array, np.add)
 
     def _std_of(self, total: np.ndarray, total_sq: np.ndarray) -> np.ndarray:
-        """Standard deviation from the two sums, any shape, float32."""
+        """Compute a standard deviation from the two sums, any shape, float32."""
         count = max(1, len(self))
         # n * sum(x^2) - sum(x)^2 is exact for integers; rounding can take floats below 0.
         spread = np.maximum(count * total_sq - total * total, 0)

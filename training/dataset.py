@@ -124,9 +124,9 @@ class TrainingStream(keras.utils.PyDataset):
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _play(self, place: int) -> Iterator[tuple[Arrays, np.ndarray]]:
-        skip, number = self._fast_forward(place)
-        ahead = self._request(place, number)
-        for number in count(number + 1):
+        skip, first = self._fast_forward(place)
+        ahead = self._request(place, first)
+        for number in count(first + 1):
             current, ahead = ahead, self._request(place, number)
             example = current.result()
             for k in range(skip, len(example.frames) // self.settings.chunk):

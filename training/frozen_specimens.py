@@ -143,7 +143,11 @@ def siemens_spokes(rng: np.random.Generator) -> Emitters:
     """Stars of thin spokes that run together in the middle. Training never sees this family."""
     parts = []
     for _ in range(3):
-        centre, spokes, radius = _somewhere(rng, 25.0), int(rng.integers(9, 19)), rng.uniform(22, 38)
+        centre, spokes, radius = (
+            _somewhere(rng, 25.0),
+            int(rng.integers(9, 19)),
+            rng.uniform(22, 38),
+        )
         for k in range(spokes):
             angle = 2 * np.pi * k / spokes
             inner = centre + _straight(np.zeros(2), angle, 3.0)[1]
@@ -225,9 +229,11 @@ def bacteria(rng: np.random.Generator) -> Emitters:
     return _sampled(points, density * np.exp(0.25 * _texture(rng, points, 5.0, 16.0)))
 
 
-def _outline(rng: np.random.Generator, points_px: np.ndarray, radius_px: float) -> np.ndarray:
+def _outline(
+    rng: np.random.Generator, points_px: np.ndarray, radius_px: float, inset_px: float = 15.0
+) -> np.ndarray:
     """Distance to a random centre over the distance of a wavy outline there: 1 on it, (N,)."""
-    y, x = points_px - _somewhere(rng, 15.0)[:, None]
+    y, x = points_px - _somewhere(rng, inset_px)[:, None]
     angle = np.arctan2(y, x)
     outline = np.ones(points_px.shape[1])
     for wave in range(2, 7):
@@ -248,8 +254,8 @@ def cell_bodies(rng: np.random.Generator) -> Emitters:
     """Cells with a dome's profile, a nucleus (dark or bright), texture and granules."""
     points = _lattice(rng)
     density = np.zeros(points.shape[1])
-    for _ in range(int(rng.integers(2, 5))):
-        radius = rng.uniform(22.0, 42.0)
+    for _ in range(int(rng.integers(3, 7))):
+        radius = rng.uniform(18.0, 38.0)
         place = _outline(rng, points, radius)
         dome = np.clip(1.0 - place**2, 0.0, None) ** 0.4
         nucleus = 1.0 / (1.0 + np.exp((place - rng.uniform(0.3, 0.45)) * radius))
@@ -275,13 +281,16 @@ def membranes(rng: np.random.Generator) -> Emitters:
 def perforated_sheet(rng: np.random.Generator) -> Emitters:
     """A sheet with round holes on a skewed lattice. Training never sees this family."""
     points = _lattice(rng)
-    slope = 1.0 + 0.25 * _texture(rng, points, 60.0, 200.0)
-    density = np.clip(slope, 0.2, None) / (1.0 + np.exp((_outline(rng, points, 58.0) - 1.0) * 40.0))
+    slope = np.clip(1.0 + 0.25 * _texture(rng, points, 60.0, 200.0), 0.2, None)
+    density = slope / (1.0 + np.exp((_outline(rng, points, 52.0, 45.0) - 1.0) * 40.0))
     pitch, skew = rng.uniform(11.0, 16.0), rng.uniform(0.2, 0.6)
-    for row in np.arange(-2, FIELD_PX / pitch + 2):
-        for column in np.arange(-2 - FIELD_PX / pitch, FIELD_PX / pitch + 2):
-            y, x = points - pitch * np.array([[row], [column + skew * row]])
-            density *= 1.0 / (1.0 + np.exp(4.0 * (rng.uniform(2.0, 5.0) - np.hypot(y, x))))
+    count = int(FIELD_PX / pitch)
+    for row in range(count + 1):
+        for column in range(-count, count + 1):
+            centre = pitch * np.array([[row], [column + skew * row]])
+            if -5.0 < centre[1, 0] < FIELD_PX + 5.0:
+                hole = rng.uniform(2.0, 5.0) - np.hypot(*(points - centre))
+                density *= 1.0 / (1.0 + np.exp(4.0 * hole))
     return _sampled(points, density)
 
 

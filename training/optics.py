@@ -42,7 +42,7 @@ def imaging_matrix(pixels: int, sigma_px: float, margin: int) -> np.ndarray:
 def image_formation(
     emission: np.ndarray, sigma_px: float, margin: int, shape: tuple[int, int]
 ) -> np.ndarray:
-    """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per camera pixel, (..., H, W)."""
+    """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W)."""
     rows = imaging_matrix(shape[0], sigma_px, margin)
     columns = imaging_matrix(shape[1], sigma_px, margin)
     return rows @ emission @ columns.T
