@@ -1,0 +1,370 @@
+"""The daemon's face: live page, live images, snapshots, state, controls and metrics over HTTP.
+
+Nothing here computes: images and numbers come from the pipeline, encodings from `device.images`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    WebSocket,
+    WebSocketException,
+)
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel, ConfigDict
+from starlette.requests import HTTPConnection
+
+from device import images
+from device.errors import UserError
+from device.feed import Feed, FeedClosed, ViewName
+from device.live import serve_live
+from device.metrics import make_registry
+
+if TYPE_CHECKING:
+    from device.pipeline import Pipeline, View
+
+logger = logging.getLogger(__name__)
+
+WEB_FOLDER = Path(__file__).parent / "web"
+_BOUNDARY = "frame"
+_DRAIN_S = 0.5
+_POLICY_VIOLATION = 1008
+
+
+class Controls(BaseModel):
+    """What can be changed while the daemon runs.
+
+    Attributes
+    ----------
+    mode : str
+        ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: Literal["stream", "window"]
+
+
+class _Page(StaticFiles):
+    """The page's files; a browser asks each time whether they have changed."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def create_app(pipeline: Pipeline) -> FastAPI:
+    """Build the application over a pipeline, which the caller starts and stops.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        Where images and numbers come from.
+
+    Returns
+    -------
+    FastAPI
+        To be given to `serve`.
+    """
+    app = FastAPI(title="Learn2SOFI", version=version("learn2sofi"), lifespan=_lifespan)
+    app.state.pipeline = pipeline
+    app.state.registry = make_registry(pipeline)
+    app.include_router(_images)
+    app.include_router(_numbers)
+    app.mount("/", _Page(directory=WEB_FOLDER, html=True), name="page")
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.feed = Feed(app.state.pipeline)
+    app.state.feed.open()
+    yield
+    app.state.feed.close()
+
+
+def _pipeline(connection: HTTPConnection) -> Any:
+    return connection.app.state.pipeline
+
+
+def _feed(connection: HTTPConnection) -> Any:
+    return connection.app.state.feed
+
+
+def _same_origin(connection: HTTPConnection) -> None:
+    """Refuse what another site's page asks for in the name of the user's browser."""
+    origin = connection.headers.get("origin")
+    if origin is None or urlsplit(origin).netloc == connection.headers.get("host"):
+        return
+    reason = "Pages of another site may not use this microscope; open its own page."
+    if connection.scope["type"] == "websocket":
+        raise WebSocketException(_POLICY_VIOLATION, reason)
+    raise HTTPException(403, reason)
+
+
+_images = APIRouter(tags=["images"])
+_numbers = APIRouter(tags=["state"])
+_Pipeline = Annotated[Any, Depends(_pipeline)]
+_Feed = Annotated[Any, Depends(_feed)]
+_View = Annotated[ViewName, Query(description="which image")]
+_SAME_ORIGIN = [Depends(_same_origin)]
+
+
+@_images.websocket("/live", dependencies=_SAME_ORIGIN)
+async def _live(socket: WebSocket, feed: _Feed, view: str = "reconstruction") -> None:
+    await serve_live(socket, feed, view)
+
+
+@_images.get("/mjpeg", response_class=StreamingResponse)
+async def _mjpeg(feed: _Feed, view: _View = "reconstruction") -> StreamingResponse:
+    """Stream JPEG images, 8 bit with automatic contrast, for anything that shows an `<img>`."""
+    media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+    headers = {"Cache-Control": "no-store"}
+    return StreamingResponse(_mjpeg_parts(feed, view), media_type=media_type, headers=headers)
+
+
+async def _mjpeg_parts(feed: Feed, name: ViewName) -> AsyncIterator[bytes]:
+    """Yield the parts; each ends with the next one's boundary, or browsers show it a part late."""
+    yield f"--{_BOUNDARY}\r\n".encode()
+    generation, sent = -1, -1
+    with contextlib.suppress(FeedClosed):
+        while True:
+            generation = await feed.wait(generation)
+            for view in feed.latest([name]):
+                if view.seq != sent:
+                    sent = view.seq
+                    yield _mjpeg_part(await feed.encoded(view, "jpeg"))
+
+
+def _mjpeg_part(jpeg: bytes) -> bytes:
+    head = f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+    return head.encode() + jpeg + f"\r\n--{_BOUNDARY}\r\n".encode()
+
+
+@_images.get("/snapshot.png", response_class=Response)
+def _snapshot_png(pipeline: _Pipeline, view: _View = "reconstruction") -> Response:
+    """Give the newest image as 16 bit greyscale PNG: value = offset + scale x pixel.
+
+    Raw frames are exact; scale and offset stand in the file's text chunks and in the headers.
+    """
+    image = _newest(pipeline, view)
+    return _file(images.png(image), "image/png", image, "png")
+
+
+@_images.get("/snapshot.tif", response_class=Response)
+def _snapshot_tif(pipeline: _Pipeline, view: _View = "reconstruction") -> Response:
+    """Give the newest image as float32 TIFF in camera counts, its making in the description."""
+    image = _newest(pipeline, view)
+    state = pipeline.state()
+    context = {"mode": state["mode"], "camera": state["camera"], "model": state["model"]}
+    return _file(images.tiff(image, context), "image/tiff", image, "tif")
+
+
+def _newest(pipeline: Pipeline, name: ViewName) -> View:
+    view = pipeline.latest(name)
+    if view is None:
+        reason = f"There is no image of '{name}' yet; ask again when frames have come."
+        raise HTTPException(503, reason, headers={"Retry-After": "1"})
+    return view
+
+
+def _file(content: bytes, media_type: str, view: View, suffix: str) -> Response:
+    name = f"{view.view}-{view.index:06d}.{suffix}"
+    headers = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "no-store"}
+    return Response(content, media_type=media_type, headers=headers)
+
+
+@_numbers.get("/api/state")
+def _state(pipeline: _Pipeline) -> dict[str, Any]:
+    """Tell everything that is counted and measured, in one consistent reading."""
+    state: dict[str, Any] = pipeline.state()
+    return state
+
+
+@_numbers.get("/api/controls")
+def _controls(pipeline: _Pipeline) -> Controls:
+    """Tell the settings that can be changed while running."""
+    return Controls(mode=pipeline.state()["mode"])
+
+
+@_numbers.post("/api/controls", dependencies=_SAME_ORIGIN)
+def _set_controls(pipeline: _Pipeline, controls: Controls) -> Controls:
+    """Change settings; the reconstruction starts afresh."""
+    pipeline.set_mode(controls.mode)
+    logger.info("mode set to %s", controls.mode)
+    return controls
+
+
+@_numbers.post("/api/reset", status_code=204, dependencies=_SAME_ORIGIN)
+def _reset(pipeline: _Pipeline) -> None:
+    """Forget the buffer and what the network carries from frame to frame."""
+    pipeline.reset()
+    logger.info("reset")
+
+
+@_numbers.get("/healthz")
+def _healthz(pipeline: _Pipeline) -> JSONResponse:
+    """Answer 200 while frames come, and 503 when none came for max(2 s, 10 frame intervals)."""
+    if pipeline.healthy():
+        return JSONResponse({"status": "ok"})
+    age_s = pipeline.state()["last_frame_age_s"]
+    status = "no frame yet" if age_s is None else f"no frame for {age_s:.1f} s"
+    return JSONResponse({"status": status}, status_code=503)
+
+
+@_numbers.get("/metrics", response_class=Response)
+def _metrics(request: Request) -> Response:
+    """Give all numbers to Prometheus, in base units."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Listen on an address.
+
+    Parameters
+    ----------
+    host : str
+        Name or address; ``0.0.0.0`` or ``::`` for every interface.
+    port : int
+        Port, or 0 for any that is free.
+
+    Returns
+    -------
+    socket.socket
+        Listening.
+
+    Raises
+    ------
+    UserError
+        The port is in use, or the address is not one of this machine's.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except OSError as error:
+        raise UserError(
+            f"Cannot listen on port {port} of {host} ({error.strerror or error}): expected a free "
+            "port of this machine; stop the program that uses it or choose another with --port."
+        ) from error
+
+
+def page_address(listening: socket.socket) -> str:
+    """Return the page's address, with this machine's name where all interfaces are served."""
+    host, port = listening.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = socket.gethostname()
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def serve(
+    app: FastAPI,
+    host: str,
+    port: int,
+    on_ready: Callable[[str], None] | None = None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or `stop`; then send every client home and return.
+
+    Parameters
+    ----------
+    app : FastAPI
+        From `create_app`.
+    host, port
+        Where to listen; see `bind`.
+    on_ready : callable, optional
+        Called once with the page's address, when it can be opened.
+    stop : threading.Event, optional
+        Ends the serving when set, from any thread.
+
+    Raises
+    ------
+    UserError
+        The address cannot be listened on.
+    """
+    stop = stop or threading.Event()
+    with bind(host, port) as listening, _stopped_by_signal(stop):
+        _Server(app, listening, on_ready, stop).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells when it is ready and goes down although images are being streamed."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        listening: socket.socket,
+        on_ready: Callable[[str], None] | None,
+        stop: threading.Event,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            ws_per_message_deflate=False,  # images hardly shrink, and it costs more than they do
+            timeout_graceful_shutdown=_DRAIN_S,  # type: ignore[arg-type]  # floats work as well
+        )
+        super().__init__(config)
+        self._feed_of = app.state
+        self._address = page_address(listening)
+        self._on_ready = on_ready
+        self._stop = stop
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve`: uvicorn raises them again when done, and we exit with 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self._on_ready is not None:
+            self._on_ready(self._address)
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._stop.is_set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._feed_of.feed.close()  # streams end by themselves now, instead of being waited for
+        await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+
+@contextlib.contextmanager
+def _stopped_by_signal(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set the event; only the main thread may, and elsewhere nothing is."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        logger.info("stopping on %s", signal.Signals(number).name)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
