@@ -1,0 +1,612 @@
+"""Camera thread -> queue -> reconstruction thread -> latest result; no I/O of its own.
+
+The camera thread reads frames, judges them and queues them. The reconstruction thread takes them
+in order, keeps the buffer and reconstructs. In stream mode the queue is short: when the step is
+slower than the camera, the oldest waiting frame is skipped. In window mode the frames that came
+while a window was computed all enter the buffer before the next window begins, so that the queue
+holds a whole window.
+
+One lock guards the accounts, the queue, the results and the buffer against `push`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any, cast
+
+import numpy as np
+
+from device.accounting import Accounts, Clock, Latencies, RateMeter
+from device.camera import Camera, CameraError, CameraTimeout, EndOfStream, Frame
+from device.model import ModelError, Step
+from device.reconstructor import (
+    DTYPES,
+    MIN_SIZE_PX,
+    MODES,
+    Mode,
+    Reconstruction,
+    Reconstructor,
+)
+from device.ring_buffer import RingBuffer, missed_between
+
+VIEWS = ("raw", "mean", "std", "reconstruction")
+
+_log = logging.getLogger(__name__)
+
+_QUEUE_LENGTH = 4
+_READ_TIMEOUT_S = 0.25
+_GAP_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One image to look at.
+
+    Attributes
+    ----------
+    view : str
+        One of `VIEWS`.
+    array : ndarray
+        (H, W) uint16 or float32 in ADU; the reconstruction (2H, 2W), in ADU above background.
+        Nobody writes to it.
+    seq : int
+        Grows with every published result.
+    timestamp_ns : int
+        Sensor timestamp of the newest frame in it, in ns.
+    index : int
+        Number of the newest frame in it.
+    frames : int
+        Number of frames in it.
+    """
+
+    view: str
+    array: np.ndarray
+    seq: int
+    timestamp_ns: int
+    index: int
+    frames: int
+
+
+class _Break(IntEnum):
+    """How much of the past a frame can no longer be joined to."""
+
+    NONE = 0
+    STREAM = 1
+    ALL = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Era:
+    """Frames of one era belong together; each frame carries its own.
+
+    The breaks are numbered, so that a break is not lost with the frame that was skipped.
+    """
+
+    mode: Mode
+    interval_s: float = 0.0
+    stream: int = 0
+    window: int = 0
+
+    def after(self, break_: _Break) -> _Era:
+        stream = self.stream + (break_ >= _Break.STREAM)
+        return replace(self, stream=stream, window=self.window + (break_ >= _Break.ALL))
+
+    def broken_from(self, before: _Era) -> bool:
+        """Tell whether the past is to be forgotten when this era follows another."""
+        if self.window != before.window:
+            return True
+        # A window over a gap is marked, not forgotten.
+        return self.mode == "stream" and self.stream != before.stream
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    frame: Frame
+    time_s: float
+    era: _Era
+
+
+class _Intake:
+    """Judges the frames of one opened camera, in order."""
+
+    def __init__(self, shape: tuple[int, int], interval_s: float) -> None:
+        self._shape = shape
+        self._interval_s = interval_s
+        # A slow camera's ordinary interval is no gap.
+        self._gap_s = max(_GAP_S, 3 * interval_s)
+        self._dtype: np.dtype | None = None
+        self._newest_ns: int | None = None
+
+    def reason_against(self, frame: Frame) -> str | None:
+        """Say why a frame cannot be used: a key of `Accounts.discarded`, or None."""
+        array = frame.array
+        if array.shape != self._shape:
+            return "shape"
+        if array.dtype not in DTYPES or self._dtype not in (None, array.dtype):
+            return "dtype"
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return "not_finite"
+        return self._order(frame.timestamp_ns)
+
+    def join(self, frame: Frame) -> tuple[int, _Break]:
+        """Take a usable frame as the newest: the frames missed before it, and what it breaks."""
+        before_ns, self._newest_ns = self._newest_ns, frame.timestamp_ns
+        self._dtype = frame.array.dtype
+        if before_ns is None:
+            return 0, _Break.NONE
+        if frame.timestamp_ns < before_ns:
+            return 0, _Break.ALL
+        passed_s = (frame.timestamp_ns - before_ns) * 1e-9
+        missed = missed_between(before_ns, frame.timestamp_ns, self._interval_s)
+        return missed, _Break.STREAM if passed_s > self._gap_s else _Break.NONE
+
+    def _order(self, timestamp_ns: int) -> str | None:
+        if self._newest_ns is None or timestamp_ns > self._newest_ns:
+            return None
+        if timestamp_ns == self._newest_ns:
+            return "duplicate"
+        # Further back than a gap, the sensor's clock began anew.
+        back_s = (self._newest_ns - timestamp_ns) * 1e-9
+        return None if back_s > self._gap_s else "out_of_order"
+
+
+def backoff_delays_s(first_s: float = 0.5, longest_s: float = 10.0) -> Iterator[float]:
+    """Yield the waiting times between attempts to open a camera, in s: each twice the last."""
+    delay_s = first_s
+    while True:
+        yield delay_s
+        delay_s = min(2 * delay_s, longest_s)
+
+
+class Pipeline:
+    """A camera's frames, reconstructed as they come.
+
+    Parameters
+    ----------
+    camera : Camera
+        Opened, read and closed by the pipeline.
+    step : Step
+        Used by the pipeline alone, between `start` and `stop`.
+    mode : str
+        ``stream`` or ``window``.
+    capacity : int, optional
+        Frames in the buffer; default is the model's window.
+    clock : callable
+        Monotonic time in s.
+    backoff_s : tuple of float
+        First and longest waiting time before a failed camera is opened again, in s.
+    """
+
+    def __init__(
+        self,
+        camera: Camera,
+        step: Step,
+        mode: Mode = "stream",
+        capacity: int | None = None,
+        clock: Clock = time.monotonic,
+        backoff_s: tuple[float, float] = (0.5, 10.0),
+    ) -> None:
+        self._camera = camera
+        self._step = step
+        self._capacity = capacity or step.manifest.frames
+        self._clock = clock
+        self._backoff_s = backoff_s
+        self._reconstructor = Reconstructor(step, mode)
+        self._era = self._followed = _Era(mode)
+        self._changed = threading.Condition()
+        self._queue: deque[_Arrival] = deque()
+        self._buffer: RingBuffer | None = None
+        self._newest: Frame | None = None
+        self._views: dict[str, View] = {}
+        self._last: Reconstruction | None = None
+        self._seq = 0
+        self._unused = 0  # frames that entered the buffer since the last window
+        self._accounts = Accounts()
+        self._camera_rate = RateMeter(clock)
+        self._result_rate = RateMeter(clock)
+        self._latencies = Latencies()
+        self._callbacks: list[Callable[[], None]] = []
+        self._camera_error: str | None = None
+        self._model_error: str | None = None
+        self._last_arrival_s: float | None = None
+        self._started_s: float | None = None
+        self._source_ended = False
+        self._ended = threading.Event()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    # --- for the owner ---------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start both threads; the camera is opened by its own, so this returns at once.
+
+        Raises
+        ------
+        RuntimeError
+            The pipeline was started before.
+        """
+        if self._threads:
+            raise RuntimeError("a pipeline starts once")
+        self._started_s = self._clock()
+        work = {"camera": self._run_camera, "reconstruction": self._run_reconstruction}
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True) for name, target in work.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout: float = 2.0) -> bool:
+        """End both threads and close the camera.
+
+        Parameters
+        ----------
+        timeout : float
+            Longest time to wait, in s; a thread that hangs in the camera is left behind.
+
+        Returns
+        -------
+        bool
+            True if both threads ended.
+        """
+        deadline_s = time.monotonic() + timeout
+        self._stopping.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._join(time.monotonic() + timeout / 2)
+        if self._alive():
+            # Closing from outside can wake a read that hangs; it may hang itself.
+            threading.Thread(target=self._camera.close, name="camera close", daemon=True).start()
+            self._join(deadline_s)
+        for thread in self._alive():
+            _log.warning(
+                "the %s thread did not end within %.1f s; left behind", thread.name, timeout
+            )
+        return not self._alive()
+
+    def wait_ended(self, timeout: float | None = None) -> bool:
+        """Wait until a recording was played to its end and its frames were worked off.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Longest time to wait, in s.
+
+        Returns
+        -------
+        bool
+            True if it has ended.
+        """
+        return self._ended.wait(timeout)
+
+    def reset(self) -> None:
+        """Forget the past: the next frame to come is the first."""
+        with self._changed:
+            self._era = self._era.after(_Break.ALL)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Go on in another mode with the next frame to come, which is its first.
+
+        Raises
+        ------
+        ValueError
+            There is no such mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"the mode is stream or window, not {mode}")
+        with self._changed:
+            if mode != self._era.mode:
+                self._era = replace(self._era.after(_Break.ALL), mode=mode)
+
+    # --- for who looks ---------------------------------------------------------------------------
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Have a function called after every new result.
+
+        Parameters
+        ----------
+        callback : callable
+            Called from the reconstruction thread, so it must return at once; one that raises
+            RuntimeError (an event loop that is closed) is called no more.
+
+        Returns
+        -------
+        callable
+            Ends the subscription; may be called twice.
+        """
+        with self._changed:
+            self._callbacks.append(callback)
+        return lambda: self._unsubscribe(callback)
+
+    def latest(self, view: str) -> View | None:
+        """Return the newest image of a view, or None while there is none.
+
+        Raises
+        ------
+        ValueError
+            There is no such view.
+        """
+        if view not in VIEWS:
+            raise ValueError(f"a view is one of {', '.join(VIEWS)}, not {view}")
+        with self._changed:
+            if view == "std":
+                self._update_std()
+            return self._views.get(view)
+
+    def healthy(self) -> bool:
+        """Tell whether a usable frame came lately and somebody works on the frames."""
+        with self._changed:
+            age_s, limit_s = self._age_s(), self._patience_s()
+        at_work = len(self._threads) == 2 and self._threads[1].is_alive()
+        return at_work and age_s is not None and age_s < limit_s
+
+    def state(self) -> dict[str, Any]:
+        """Say how things stand: the fields of ``/api/state``, all of one moment."""
+        with self._changed:
+            return {**self._accounts_state(), **self._speed_state(), **self._result_state()}
+
+    def _accounts_state(self) -> dict[str, Any]:
+        accounts = self._accounts
+        return {
+            "frames_captured": accounts.captured,
+            "frames_processed": accounts.processed,
+            "frames_skipped": accounts.skipped,
+            "frames_discarded": dict(accounts.discarded),
+            "frames_missed": accounts.missed,
+            "frames_waiting": len(self._queue),
+            "reconstructions": accounts.reconstructions,
+        }
+
+    def _speed_state(self) -> dict[str, Any]:
+        now_s = self._clock()
+        return {
+            "fps_camera": self._camera_rate.per_second(),
+            "fps_reconstruction": self._result_rate.per_second(),
+            "latency_ms": self._latencies.percentiles_ms(),
+            "uptime_s": 0.0 if self._started_s is None else now_s - self._started_s,
+            "last_frame_age_s": self._age_s(),
+            "frame_interval_s": self._era.interval_s,
+        }
+
+    def _result_state(self) -> dict[str, Any]:
+        last = self._last
+        length = 0 if self._buffer is None else len(self._buffer)
+        return {
+            "mode": self._era.mode,
+            "camera": self._camera.name,
+            "model": {"name": self._step.name, "sha256": self._step.sha256},
+            "buffer": {"length": length, "capacity": self._capacity},
+            "gaps": last.gaps if last else 0,
+            "warming": last.warming if last else True,
+            "nothing_to_see": last.nothing_to_see if last else False,
+            "error": self._camera_error or self._model_error,
+            "ended": self._ended.is_set(),
+        }
+
+    def _age_s(self) -> float | None:
+        return None if self._last_arrival_s is None else self._clock() - self._last_arrival_s
+
+    def _patience_s(self) -> float:
+        return max(2.0, 10 * self._era.interval_s)
+
+    def _update_std(self) -> None:
+        """Compute the std view, but once for a buffer: somebody looks at it."""
+        newest, buffer = self._newest, self._buffer
+        if newest is None or buffer is None or not len(buffer):
+            return
+        shown = self._views.get("std")
+        if shown is None or (shown.seq, shown.index) != (self._seq, newest.index):
+            self._views["std"] = self._view("std", buffer.std(), newest, len(buffer))
+
+    def _unsubscribe(self, callback: Callable[[], None]) -> None:
+        with self._changed:
+            if callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def _alive(self) -> list[threading.Thread]:
+        return [thread for thread in self._threads if thread.is_alive()]
+
+    def _join(self, deadline_s: float) -> None:
+        for thread in self._threads:
+            thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    # --- camera thread ---------------------------------------------------------------------------
+
+    def _run_camera(self) -> None:
+        delays_s = backoff_delays_s(*self._backoff_s)
+        while not self._stopping.is_set():
+            before = self._last_arrival()
+            try:
+                self._read_until_fault()
+            except EndOfStream:
+                self._end_source()
+                return
+            except CameraError as error:
+                self._set_camera_error(str(error))
+            finally:
+                self._camera.close()
+            if self._last_arrival() != before:
+                delays_s = backoff_delays_s(*self._backoff_s)
+            self._stopping.wait(next(delays_s))
+
+    def _read_until_fault(self) -> None:
+        """Open the camera and read it until it fails, ends or the pipeline stops."""
+        self._camera.open()
+        intake = self._begin_intake()
+        quiet_since_s = self._clock()
+        while not self._stopping.is_set():
+            try:
+                frame = self._camera.read(_READ_TIMEOUT_S)
+            except CameraTimeout:
+                if self._clock() - quiet_since_s > self._patience_s():
+                    raise
+                continue
+            quiet_since_s = self._clock()
+            self._admit(frame, intake)
+
+    def _begin_intake(self) -> _Intake:
+        shape, interval_s = self._camera.shape, self._camera.frame_interval_s
+        if min(shape) < MIN_SIZE_PX:
+            raise CameraError(
+                f"{self._camera.name} gives frames of {shape[0]} x {shape[1]} px where at least "
+                f"{MIN_SIZE_PX} x {MIN_SIZE_PX} are expected; choose a larger region"
+            )
+        with self._changed:
+            # Another clock and maybe another scene: nothing joins what came before.
+            self._era = replace(self._era.after(_Break.ALL), interval_s=interval_s)
+        return _Intake(shape, interval_s)
+
+    def _admit(self, frame: Frame, intake: _Intake) -> None:
+        """Queue a frame or discard it."""
+        now_s = self._clock()
+        reason = intake.reason_against(frame)
+        with self._changed:
+            if reason:
+                self._accounts.discard(reason)
+                return
+            missed, break_ = intake.join(frame)
+            self._accounts.missed += missed
+            self._era = self._era.after(break_)
+            self._last_arrival_s = now_s
+            self._camera_rate.tick(now_s)
+            self._enqueue(_Arrival(frame, now_s, self._era))
+        self._set_camera_error(None)
+
+    def _enqueue(self, arrival: _Arrival) -> None:
+        self._queue.append(arrival)
+        longest = _QUEUE_LENGTH if arrival.era.mode == "stream" else self._capacity
+        while len(self._queue) > longest:
+            self._queue.popleft()
+            self._accounts.skip()
+        self._changed.notify_all()
+
+    def _end_source(self) -> None:
+        with self._changed:
+            self._source_ended = True
+            self._changed.notify_all()
+
+    def _last_arrival(self) -> float | None:
+        with self._changed:
+            return self._last_arrival_s
+
+    def _set_camera_error(self, error: str | None) -> None:
+        """Show a camera's error or its end; log only the change."""
+        with self._changed:
+            before, self._camera_error = self._camera_error, error
+        if error and error != before:
+            _log.warning("camera: %s", error)
+        elif before and not error:
+            _log.info("camera: frames come again")
+
+    # --- reconstruction thread -------------------------------------------------------------------
+
+    def _run_reconstruction(self) -> None:
+        while (arrival := self._take()) is not None:
+            self._buffer_frame(arrival)
+            if arrival.era.mode == "stream" or not self._window_can_grow(arrival):
+                self._unused = 0
+                self._reconstruct(arrival)
+        if self._source_ended and not self._stopping.is_set():
+            self._ended.set()
+
+    def _take(self) -> _Arrival | None:
+        """Wait for a frame; None when there is nothing more to do."""
+        with self._changed:
+            while not self._queue and not self._source_ended and not self._stopping.is_set():
+                self._changed.wait()
+            if self._stopping.is_set() or not self._queue:
+                return None
+            self._accounts.take()
+            return self._queue.popleft()
+
+    def _window_can_grow(self, arrival: _Arrival) -> bool:
+        """Tell whether the next waiting frame belongs in the same window and pushes none out."""
+        self._unused += 1
+        with self._changed:
+            joined = bool(self._queue) and not self._queue[0].era.broken_from(arrival.era)
+        return joined and self._unused < self._capacity
+
+    def _buffer_frame(self, arrival: _Arrival) -> None:
+        """Put a frame into the buffer, after what its era asks for."""
+        broken = arrival.era.broken_from(self._followed)
+        self._followed = arrival.era
+        if broken:
+            self._reconstructor.reset()
+        self._reconstructor.mode = arrival.era.mode
+        self._reconstructor.interval_s = arrival.era.interval_s
+        with self._changed:
+            buffer = self._fitting_buffer(arrival.frame.array)
+            if broken:
+                buffer.clear()
+            buffer.push(arrival.frame)
+            self._newest = arrival.frame
+            if arrival.era.mode == "window":
+                self._accounts.finish()  # it is in a window now, whenever that is computed
+
+    def _fitting_buffer(self, array: np.ndarray) -> RingBuffer:
+        buffer = self._buffer
+        if buffer is None or (buffer.shape, buffer.dtype) != (array.shape, array.dtype):
+            shape = cast(tuple[int, int], array.shape)
+            buffer = self._buffer = RingBuffer(self._capacity, shape, array.dtype)
+        return buffer
+
+    def _reconstruct(self, arrival: _Arrival) -> None:
+        """Reconstruct with the newest frame and publish; a failure is shown, not died of."""
+        assert self._buffer is not None
+        try:
+            result = self._reconstructor.push(arrival.frame, self._buffer)
+        except ModelError as error:
+            self._fail(arrival, str(error))
+            return
+        mean = self._buffer.mean()  # (H, W)
+        with self._changed:
+            self._publish(arrival, mean, result)
+            callbacks = tuple(self._callbacks)
+        for callback in callbacks:
+            self._call(callback)
+
+    def _fail(self, arrival: _Arrival, error: str) -> None:
+        with self._changed:
+            if arrival.era.mode == "stream":
+                self._accounts.fail()
+            before, self._model_error = self._model_error, error
+        if error != before:
+            _log.error("reconstruction: %s", error)
+
+    def _publish(self, arrival: _Arrival, mean: np.ndarray, result: Reconstruction | None) -> None:
+        assert self._buffer is not None
+        frame, frames = arrival.frame, len(self._buffer)
+        self._seq += 1
+        self._model_error = None
+        raw = frame.array.astype(np.uint16) if frame.array.dtype == np.uint8 else frame.array
+        self._views["raw"] = self._view("raw", raw, frame, 1)
+        self._views["mean"] = self._view("mean", mean, frame, frames)
+        if arrival.era.mode == "stream":
+            self._accounts.finish()
+        if result is not None:
+            self._publish_result(arrival, result)
+
+    def _publish_result(self, arrival: _Arrival, result: Reconstruction) -> None:
+        now_s = self._clock()
+        self._last = result
+        self._accounts.reconstructions += 1
+        self._result_rate.tick(now_s)
+        self._latencies.add(now_s - arrival.time_s)
+        self._views["reconstruction"] = self._view(
+            "reconstruction", result.image, arrival.frame, result.frames
+        )
+
+    def _view(self, view: str, array: np.ndarray, newest: Frame, frames: int) -> View:
+        return View(view, array, self._seq, newest.timestamp_ns, newest.index, frames)
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        try:
+            callback()
+        except RuntimeError:
+            _log.warning("a subscriber failed and is called no more", exc_info=True)
+            self._unsubscribe(callback)

@@ -1,0 +1,340 @@
+"""From frames to reconstructions: the window mode and the stream mode over one step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+
+from device.camera import Frame
+from device.errors import UserError
+from device.model import Step
+from device.normalize import Scaling, measure
+from device.ring_buffer import RingBuffer
+
+Mode = Literal["stream", "window"]
+MODES: tuple[str, ...] = get_args(Mode)
+MIN_SIZE_PX = 16
+"""Smallest height and width that are reconstructed."""
+
+DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32"))
+"""Types of frames that are reconstructed."""
+
+
+class ReconstructionError(UserError):
+    """Frames that cannot be reconstructed; the text says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """One reconstructed image and what it was made from.
+
+    Attributes
+    ----------
+    image : ndarray
+        Counts above background in ADU, (2H, 2W) float32; output pixel j lies at input coordinate
+        (j + 0.5) / 2 - 0.5.
+    scaling : Scaling
+        Background and scale of the normalization, in ADU.
+    mode : str
+        ``stream`` or ``window``.
+    frames : int
+        Frames it was made from, counted up to the model's window (30).
+    warming : bool
+        True while there were fewer frames than the model's window.
+    nothing_to_see : bool
+        True where the mean image has no contrast beyond its noise.
+    gaps : int
+        Frames missed inside the window, or in the last 30 frames of the stream.
+    span_ms : float
+        Time from the oldest to the newest of those frames, in ms.
+    timestamp_ns : int
+        Sensor timestamp of the newest frame in ns.
+    index : int
+        Number of the newest frame.
+    """
+
+    image: np.ndarray
+    scaling: Scaling
+    mode: Mode
+    frames: int
+    warming: bool
+    nothing_to_see: bool
+    gaps: int
+    span_ms: float
+    timestamp_ns: int
+    index: int
+
+
+class Reconstructor:
+    """Runs a step over frames, in stream or in window mode; used by one thread.
+
+    Parameters
+    ----------
+    step : Step
+        The network's step.
+    mode : str
+        ``stream``: one step for every frame, the state carried on. ``window``: the frames in the
+        buffer, all of them from a zero state.
+    interval_s : float
+        Nominal time between frames in s, to count gaps by; 0 where it is not known.
+    psf_sigma_px : float, optional
+        Width of the PSF in input px, for models that ask for it; default is the middle of the
+        range that the model was trained for.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        mode: Mode = "stream",
+        interval_s: float = 0.0,
+        psf_sigma_px: float | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ValueError(f"the mode is stream or window, not {mode}")
+        self.mode: Mode = mode
+        self.interval_s = interval_s
+        self._step = step
+        self._normalization = step.manifest.normalization.settings()
+        self._constants = _constants(step, psf_sigma_px)
+        self._state: dict[str, np.ndarray] | None = None
+        self._size = (0, 0)
+        self._previous: np.ndarray | None = None
+        self._fed = 0
+
+    def reset(self) -> None:
+        """Forget all frames: the next one is the first."""
+        self._state = None
+        self._previous = None
+        self._fed = 0
+
+    def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
+        """Reconstruct with a new frame.
+
+        Parameters
+        ----------
+        frame : Frame
+            The newest frame.
+        buffer : RingBuffer
+            The last frames, this one included.
+
+        Returns
+        -------
+        Reconstruction or None
+            None for the first frame: one frame does not fluctuate.
+
+        Raises
+        ------
+        ModelError
+            The model cannot be run at this size, or the runtime failed.
+        """
+        if self.mode == "window":
+            return self._window(frame, buffer) if len(buffer) > 1 else None
+        result = self._stream(frame, buffer)
+        return result if self._fed > 1 else None
+
+    def _stream(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
+        """Make one step with the newest frame, by the statistics of the frames up to it."""
+        padded_size = self._fit(buffer.shape)
+        if self._state is None or self._size != padded_size:
+            self.reset()
+            self._begin(padded_size)
+        scaling = self._measure(buffer)
+        mean = _padded(scaling.normalize(buffer.mean()), padded_size)
+        image = self._feed(frame.array, scaling, mean)
+        self._fed = min(self._fed + 1, self._step.manifest.frames)
+        return self._result(image, scaling, frame, buffer, self._fed)
+
+    def _window(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
+        """Make a step with each frame of the buffer, by the statistics of exactly these."""
+        padded_size = self._fit(buffer.shape)
+        self.reset()
+        self._begin(padded_size)
+        scaling = self._measure(buffer)
+        mean = _padded(scaling.normalize(buffer.mean()), padded_size)
+        for array in buffer.frames():  # (H, W)
+            image = self._feed(array, scaling, mean)
+        return self._result(image, scaling, frame, buffer, len(buffer))
+
+    def _fit(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Set the step up for frames of a shape; return the padded shape."""
+        multiple = self._step.manifest.size_multiple
+        height, width = (-(-length // multiple) * multiple for length in shape)
+        self._step.resize(height, width)
+        return height, width
+
+    def _begin(self, padded_size: tuple[int, int]) -> None:
+        self._state = self._step.zero_state()
+        self._size = padded_size
+
+    def _measure(self, buffer: RingBuffer) -> Scaling:
+        return measure(buffer.mean(), buffer.standard_error(), self._normalization)
+
+    def _feed(self, array: np.ndarray, scaling: Scaling, mean: np.ndarray) -> np.ndarray:
+        """Make one step; (H, W) in ADU to the network's image, (1, 2H', 2W', 1)."""
+        size = (mean.shape[1], mean.shape[2])
+        assert self._state is not None
+        inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
+        if "previous" in self._step.manifest.inputs:
+            before = array if self._previous is None else self._previous
+            inputs["previous"] = _padded(scaling.normalize(before), size)
+            self._previous = array
+        outputs = self._step.run({**inputs, **self._constants, **self._state})
+        self._state = {into: outputs[out] for into, out in self._step.manifest.state.items()}
+        return outputs["image"]
+
+    def _result(
+        self,
+        image: np.ndarray,
+        scaling: Scaling,
+        frame: Frame,
+        buffer: RingBuffer,
+        frames: int,
+    ) -> Reconstruction:
+        upsampling = self._step.manifest.upsampling
+        height, width = (upsampling * length for length in buffer.shape)
+        return Reconstruction(
+            image=scaling.restore(image[0, :height, :width, 0]),
+            scaling=scaling,
+            mode=self.mode,
+            frames=frames,
+            warming=frames < self._step.manifest.frames,
+            nothing_to_see=scaling.nothing_to_see,
+            gaps=buffer.gaps(self.interval_s),
+            span_ms=buffer.span_ms,
+            timestamp_ns=frame.timestamp_ns,
+            index=frame.index,
+        )
+
+
+def reconstruct_window(
+    step: Step, frames: np.ndarray, psf_sigma_px: float | None = None
+) -> Reconstruction:
+    """Reconstruct one image from a stack.
+
+    Parameters
+    ----------
+    step : Step
+        The network's step.
+    frames : ndarray
+        At least 2 frames in ADU, (T, H, W), H and W from 16 up, uint8, uint16 or float32. Of more
+        than the model's window (30), the last are used.
+    psf_sigma_px : float, optional
+        See `Reconstructor`.
+
+    Returns
+    -------
+    Reconstruction
+        Its `index` counts the frames given, its `timestamp_ns` is 0.
+
+    Raises
+    ------
+    ReconstructionError
+        The frames are too few or too small, not finite or of another type.
+    """
+    if frames.ndim != 3 or frames.shape[0] < 2:
+        raise ReconstructionError(
+            f"a stack of shape {frames.shape} cannot be reconstructed: at least 2 frames "
+            "(T, H, W) are needed, because one frame does not fluctuate; give a longer stack"
+        )
+    window = frames[-step.manifest.frames :]  # (T, H, W)
+    first = frames.shape[0] - window.shape[0]
+    buffer = RingBuffer(len(window), frames.shape[1:], frames.dtype)
+    for index, array in enumerate(window, start=first):  # (H, W)
+        frame = _checked(array, index)
+        buffer.push(frame)
+    return Reconstructor(step, "window", psf_sigma_px=psf_sigma_px)._window(frame, buffer)
+
+
+def reconstruct_stream(
+    step: Step, frames: Iterable[np.ndarray], psf_sigma_px: float | None = None
+) -> Iterator[Reconstruction]:
+    """Reconstruct one image for every frame, each from the frames up to it.
+
+    Parameters
+    ----------
+    step : Step
+        The network's step; not to be used elsewhere meanwhile.
+    frames : iterable of ndarray
+        Frames in ADU, each (H, W), all of one shape and type, H and W from 16 up, uint8, uint16
+        or float32; taken one by one.
+    psf_sigma_px : float, optional
+        See `Reconstructor`.
+
+    Yields
+    ------
+    Reconstruction
+        One for every frame, the first included; `index` counts them, `timestamp_ns` is 0.
+
+    Raises
+    ------
+    ReconstructionError
+        A frame is too small, not finite, or of another shape or type than the first.
+    """
+    reconstructor = Reconstructor(step, "stream", psf_sigma_px=psf_sigma_px)
+    arrays = iter(frames)
+    first = next(arrays, None)
+    if first is None:
+        return
+    _checked(first, 0)
+    buffer = RingBuffer(step.manifest.frames, first.shape, first.dtype)
+    for index, array in enumerate(chain((first,), arrays)):
+        buffer.push(_checked(array, index, first))
+        yield reconstructor._stream(Frame(array, 0, index), buffer)
+
+
+def _checked(array: np.ndarray, index: int, like: np.ndarray | None = None) -> Frame:
+    """Make a frame of an image that can be reconstructed."""
+    problem = unusable(array)
+    if like is not None and (array.shape, array.dtype) != (like.shape, like.dtype):
+        problem = f"is {array.dtype} {array.shape}, the first {like.dtype} {like.shape}"
+    if problem:
+        raise ReconstructionError(
+            f"frame {index} {problem}; expected are finite uint8, uint16 or float32 frames (H, W) "
+            f"of one shape, from {MIN_SIZE_PX} x {MIN_SIZE_PX} px up: convert the stack"
+        )
+    return Frame(array, 0, index)
+
+
+def unusable(array: np.ndarray) -> str:
+    """Say why an image cannot be reconstructed; empty where it can.
+
+    Parameters
+    ----------
+    array : ndarray
+        A frame in ADU.
+
+    Returns
+    -------
+    str
+        The end of a sentence that begins with the frame.
+    """
+    if array.ndim != 2 or min(array.shape) < MIN_SIZE_PX:
+        return f"has the shape {array.shape}"
+    if array.dtype not in DTYPES:
+        return f"has the type {array.dtype}"
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return "has pixels that are not finite (NaN or infinite)"
+    return ""
+
+
+def _constants(step: Step, psf_sigma_px: float | None) -> dict[str, np.ndarray]:
+    """Fill the inputs that stay the same from frame to frame."""
+    spec = step.manifest.inputs.get("psf_sigma_px")
+    if spec is None:
+        return {}
+    low, high = step.manifest.psf_sigma_px
+    sigma_px = (low + high) / 2 if psf_sigma_px is None else psf_sigma_px
+    return {"psf_sigma_px": np.full(spec.shape, sigma_px, np.float32)}
+
+
+def _padded(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Reflect an image, (H, W), below and to the right up to a size; NHWC (1, H', W', 1)."""
+    bottom, right = size[0] - image.shape[0], size[1] - image.shape[1]
+    if bottom or right:
+        image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
+    return image[np.newaxis, :, :, np.newaxis]  # (1, H', W', 1)
