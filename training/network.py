@@ -15,6 +15,9 @@ learned local combinations of it (a pixel with itself and with its neighbours), 
 average in the cell is a local cumulant of second order. What the head is fed is the cell's output
 and the mean image; it returns the mean, interpolated to the output grid, plus a correction.
 
+What differs in range (frame, products, state) goes through convolutions of its own, which are
+summed: a concatenation would tie all to one int8 scale.
+
 Everything is in `keras.ops`, runs on any backend, and consists of operators that are delegated in
 int8 (see the op gate in `quantize.py`).
 """
@@ -38,12 +41,12 @@ class NetworkSettings(BaseModel):
 
     filters: int = Field(16, ge=1)
     """Channels of the cell, at half the camera's sampling."""
-    products: int = Field(8, ge=0)
+    products: int = Field(8, ge=1)
     """Learned products of the fluctuation that the cell is fed."""
     head_filters: int = Field(32, ge=4)
     """Channels of the head, at half the camera's sampling."""
-    head_layers: int = Field(3, ge=1)
-    """Convolutions of the head at half the camera's sampling."""
+    head_layers: int = Field(2, ge=0)
+    """Convolutions of the head at half the camera's sampling, beyond the first."""
 
 
 SIZE_MULTIPLE = 2  # height and width of the frame
@@ -70,6 +73,19 @@ class BilinearUpsampling(keras.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
+class GateBias(keras.Initializer):
+    """Bias of the gates (input, output, candidate): the cell starts with a memory of 8 frames."""
+
+    INPUT_GATE = -2.0  # sigmoid(-2) is about 1/8
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        """Return the bias, (3 filters,)."""
+        bias = np.zeros(shape)
+        bias[: shape[0] // 3] = self.INPUT_GATE
+        return ops.convert_to_tensor(bias, dtype=dtype or "float32")
+
+
+@keras.saving.register_keras_serializable(package="learn2sofi")
 class Step(keras.Model):
     """One recurrent step.
 
@@ -81,10 +97,13 @@ class Step(keras.Model):
         super().__init__(**options)
         self.settings = settings or NetworkSettings()
         s = self.settings
-        self.factors = _conv(2 * s.products, "factors") if s.products else None
-        self.gate_input = _conv(s.filters, "gate_input", "sigmoid", bias_initializer=_constant(-2))
-        self.gate_output = _conv(s.filters, "gate_output", "sigmoid")
-        self.candidate = _conv(s.filters, "candidate", "tanh")
+        gates = 3 * s.filters
+        self.factors = _conv(2 * s.products, "factors")
+        self.gates_frame = _conv(gates, "gates_frame", bias_initializer=GateBias())
+        self.gates_products = _conv(gates, "gates_products", use_bias=False)
+        self.gates_hidden = _conv(gates, "gates_hidden", use_bias=False)
+        self.head_mean = _conv(s.head_filters, "head_mean")
+        self.head_hidden = _conv(s.head_filters, "head_hidden", use_bias=False)
         self.head = [_conv(s.head_filters, f"head_{k}", "relu") for k in range(s.head_layers)]
         self.correction = _conv(4, "correction", kernel_initializer="zeros")
         self.upsampling = _conv(
@@ -93,24 +112,24 @@ class Step(keras.Model):
 
     def recur(self, frame: Any, mean: Any, h: Any, c: Any) -> tuple[Any, Any]:
         """Take one frame into the state; returns (h', c')."""
-        fluctuation = ops.space_to_depth(ops.subtract(frame, mean), 2)  # (B, H/2, W/2, 4)
-        fed = [fluctuation, ops.space_to_depth(mean, 2), h]
-        if self.factors is not None:
-            left, right = ops.split(self.factors(fluctuation), 2, axis=-1)
-            fed.append(ops.multiply(left, right))  # (B, H/2, W/2, products)
-        x = ops.concatenate(fed, axis=-1)
-        i, o, g = self.gate_input(x), self.gate_output(x), self.candidate(x)
-        c = ops.add(c, ops.multiply(i, ops.subtract(g, c)))
-        return ops.multiply(o, ops.tanh(c)), c
+        fluctuation = ops.subtract(frame, mean)  # (B, H, W, 1)
+        left, right = ops.split(self.factors(ops.space_to_depth(fluctuation, 2)), 2, axis=-1)
+        products = ops.multiply(left, right)  # (B, H/2, W/2, products)
+        x = ops.space_to_depth(ops.concatenate([fluctuation, mean], axis=-1), 2)  # (..., 8)
+        gates = ops.add(self.gates_frame(x), self.gates_products(products))
+        gates = ops.add(gates, self.gates_hidden(h))  # (B, H/2, W/2, 3 filters)
+        i, o, g = ops.split(gates, 3, axis=-1)
+        c = ops.add(c, ops.multiply(ops.sigmoid(i), ops.subtract(ops.tanh(g), c)))
+        return ops.multiply(ops.sigmoid(o), ops.tanh(c)), c
 
     def read(self, mean: Any, h: Any) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean and the state."""
-        x = ops.concatenate([ops.space_to_depth(mean, 2), h], axis=-1)
+        x = ops.add(self.head_mean(ops.space_to_depth(mean, 2)), self.head_hidden(h))
+        x = ops.relu(x)  # (B, H/2, W/2, head_filters)
         for layer in self.head:
-            x = layer(x)  # (B, H/2, W/2, head_filters)
-        x = ops.concatenate([ops.depth_to_space(x, 2), mean], axis=-1)  # (B, H, W, ...)
-        phases = ops.add(self.upsampling(mean), self.correction(x))  # (B, H, W, 4)
-        return ops.depth_to_space(phases, 2)
+            x = layer(x)
+        correction = self.correction(ops.depth_to_space(x, 2))  # (B, H, W, 4)
+        return ops.depth_to_space(ops.add(self.upsampling(mean), correction), 2)
 
     def call(self, inputs: Tensors) -> Tensors:
         """Run one step."""
@@ -130,10 +149,6 @@ class Step(keras.Model):
     def from_config(cls, config: dict[str, Any]) -> Step:
         """Build from `get_config`."""
         return cls(NetworkSettings(**config["settings"]))
-
-
-def _constant(value: float) -> keras.Initializer:
-    return keras.initializers.Constant(value)
 
 
 def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -> Step:

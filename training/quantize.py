@@ -1,0 +1,173 @@
+"""From a run's weights to the float32 and the int8 step.
+
+Post-training quantization to int8 throughout: the converter sees real trajectories (simulated
+stacks of every kind, state and all) and chooses every tensor's scale from them. The boundary stays
+float32, so that no host needs to know a scale.
+
+Whatever of a frame lies outside the range of the calibration saturates. That is intended: frames
+are clipped to `FRAME_RANGE` here, so that a rare spike does not cost all others resolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from device.errors import FaultError, UserError
+from training.example import WINDOW, make_example
+from training.network import Step, build_step
+from training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+SIGNATURE = "step"
+SIZE_PX = 128  # of the file; the device resizes it to its field
+CALIBRATION = 2  # first word of the seed after the run's: specimens of neither training nor validation
+FRAME_RANGE = (-1.0, 4.0)  # normalized
+CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
+
+# What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
+# slow reference kernels and cut the graph in pieces.
+DELEGATED = frozenset(
+    "ADD SUB MUL CONV_2D DEPTHWISE_CONV_2D TRANSPOSE_CONV FULLY_CONNECTED LOGISTIC TANH LEAKY_RELU "
+    "CONCATENATION SPLIT DEPTH_TO_SPACE SPACE_TO_DEPTH RESIZE_BILINEAR PAD RESHAPE MEAN "
+    "MAX_POOL_2D SLICE QUANTIZE DEQUANTIZE".split()
+)
+
+Tensors = dict[str, np.ndarray]
+
+
+def trajectory(step: Step, frames: np.ndarray, means: np.ndarray) -> Iterator[Tensors]:
+    """Inputs of the step at each frame of a stack, state carried, NHWC with batch 1.
+
+    Parameters
+    ----------
+    step : Step
+        The float network.
+    frames, means : ndarray
+        (T, H, W), normalized.
+    """
+    h = np.zeros((1, *step.state_shape(*frames.shape[1:])), np.float32)
+    state = {"h": h, "c": h}
+    for frame, mean in zip(frames, means, strict=True):
+        inputs = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None], **state}
+        yield inputs
+        h, c = step.recur(*(inputs[name] for name in ("frame", "mean", "h", "c")))
+        state = {"h": keras.ops.convert_to_numpy(h), "c": keras.ops.convert_to_numpy(c)}
+
+
+def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> Iterator[Tensors]:
+    """Inputs from trajectories over simulated stacks, alternately streams and windows."""
+    for k in range(stacks):
+        stream = k % 2 == 0
+        length = 2 * WINDOW if stream else WINDOW
+        seed = (settings.seed, CALIBRATION, k)
+        example = make_example(settings.forward_model, length, SIZE_PX, stream, seed)
+        frames, means = (np.clip(x, *FRAME_RANGE) for x in (example.frames, example.means))
+        for index, inputs in enumerate(trajectory(step, frames, means)):
+            if index in CALIBRATION_FRAMES:
+                yield inputs
+
+
+def convert(step: Step, representative: Iterator[Tensors] | None = None) -> bytes:
+    """Convert the step to TFLite: float32, or int8 with a representative set.
+
+    Needs Keras on its TensorFlow backend.
+    """
+    import tensorflow as tf
+
+    size = {"frame": (1, SIZE_PX, SIZE_PX, 1), "mean": (1, SIZE_PX, SIZE_PX, 1)}
+    state = (1, *step.state_shape(SIZE_PX, SIZE_PX))
+    specs = {
+        name: tf.TensorSpec(shape, tf.float32, name=name)
+        for name, shape in (size | {"h": state, "c": state}).items()
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        archive = keras.export.ExportArchive()
+        archive.track(step)
+        archive.add_endpoint(SIGNATURE, step.call, input_signature=[specs])
+        archive.write_out(folder, verbose=False)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
+        if representative is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ((SIGNATURE, x) for x in representative)
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return bytes(converter.convert())
+
+
+def operators(model: bytes) -> Counter[str]:
+    """Count the operators of a TFLite file by name."""
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in parsed.operatorCodes]
+    return Counter(names[codes[op.opcodeIndex]] for op in parsed.subgraphs[0].operators)
+
+
+def float_tensors(model: bytes) -> list[str]:
+    """Name the float tensors of a TFLite file that are not at its boundary."""
+    graph = schema.ModelT.InitFromPackedBuf(model, 0).subgraphs[0]
+    boundary = {*graph.inputs, *graph.outputs}
+    return [
+        tensor.name.decode()
+        for index, tensor in enumerate(graph.tensors)
+        if tensor.type == schema.TensorType.FLOAT32 and index not in boundary
+    ]
+
+
+def check_int8(model: bytes) -> None:
+    """Refuse a file that would not run in int8 from end to end.
+
+    Raises
+    ------
+    FaultError
+        It holds an operator that XNNPACK does not take, or floats inside.
+    """
+    foreign = set(operators(model)) - DELEGATED
+    if foreign:
+        raise FaultError(f"The int8 step holds {sorted(foreign)}, which XNNPACK does not take.")
+    floats = float_tensors(model)
+    if floats:
+        raise FaultError(f"The int8 step holds float tensors inside: {floats[:5]}.")
+
+
+def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]:
+    """Load a run's network, ``best`` or ``final``.
+
+    Raises
+    ------
+    UserError
+        The folder is not that of a run, or holds no such weights yet.
+    """
+    try:
+        settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+        step = build_step(settings.network, SIZE_PX, SIZE_PX)
+        step.load_weights(run / f"{weights}.weights.h5")
+    except OSError as error:
+        raise UserError(f"{run} holds no {weights} weights: train first, or name a run.") from error
+    return step, settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m training quantize``."""
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
+    parser.add_argument("--weights", choices=["best", "final"], default="best")
+    parser.add_argument("--stacks", type=int, default=48, help="stacks to calibrate on")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run ``python -m training quantize``: write both files into the run's folder."""
+    step, settings = load_step(arguments.run, arguments.weights)
+    (arguments.run / "float32.tflite").write_bytes(convert(step))
+    model = convert(step, representative_set(step, settings, arguments.stacks))
+    check_int8(model)
+    (arguments.run / "int8.tflite").write_bytes(model)
+    log.info("int8 step: %d bytes, %s", len(model), dict(operators(model)))
+    return 0
