@@ -1,0 +1,152 @@
+"""Write models/: the pair of steps, manifest, weights, checksums and model card."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+from ai_edge_litert import schema_py_generated as schema
+
+from device.errors import UserError
+from device.model import EMBEDDED_NAME, MODELS_DIR
+from device.normalize import NormalizationSettings
+from training.example import WINDOW
+from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
+from training.quantize import SIGNATURE, SIZE_PX
+from training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+FORMS = ("int8", "float32")
+
+
+def manifest(run: Path, version: str) -> dict[str, Any]:
+    """Say what a host must know to use the run's model; the part that goes into the file itself."""
+    settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+    normalization = NormalizationSettings()
+    return {
+        "format": 1,
+        "name": "learn2sofi",
+        "version": version,
+        "signature": SIGNATURE,
+        "frames": WINDOW,
+        "upsampling": UPSAMPLING,
+        "size_multiple": SIZE_MULTIPLE,
+        "inputs": _inputs(settings.network),
+        "outputs": _outputs(settings.network),
+        "state": {"h": "h_out", "c": "c_out"},
+        "normalization": {f: getattr(normalization, f) for f in normalization.__slots__},
+        "psf_sigma_px": list(settings.forward_model.psf_sigma_px),
+        "pixel_size_nm": None,
+        "training": _provenance(run),
+    }
+
+
+def _tensor(shape: tuple[int, ...], meaning: str) -> dict[str, Any]:
+    return {"shape": list(shape), "dtype": "float32", "meaning": meaning}
+
+
+def _state_shape(network: NetworkSettings) -> tuple[int, ...]:
+    return (1, SIZE_PX // 2, SIZE_PX // 2, network.filters)
+
+
+def _inputs(network: NetworkSettings) -> dict[str, Any]:
+    frame, state = (1, SIZE_PX, SIZE_PX, 1), _state_shape(network)
+    mean = "normalized mean of the window, or (stream) of the last 30 frames at most"
+    return {
+        "frame": _tensor(frame, "normalized frame"),
+        "mean": _tensor(frame, mean),
+        "h": _tensor(state, "state, zeros to begin with"),
+        "c": _tensor(state, "cell state, zeros to begin with; within -1 and 1"),
+    }
+
+
+def _outputs(network: NetworkSettings) -> dict[str, Any]:
+    image = (1, UPSAMPLING * SIZE_PX, UPSAMPLING * SIZE_PX, 1)
+    state = _state_shape(network)
+    return {
+        "image": _tensor(image, "normalized reconstruction; times the scale: ADU above background"),
+        "h_out": _tensor(state, "state for the next step"),
+        "c_out": _tensor(state, "cell state for the next step"),
+    }
+
+
+def _provenance(run: Path) -> dict[str, Any]:
+    about = json.loads((run / "run.json").read_text())
+    about["settings_sha256"] = sha256(run / "settings.json")
+    return about | json.loads((run / "best.json").read_text())
+
+
+def embed(model: bytes, content: dict[str, Any]) -> bytes:
+    """Write a manifest into a TFLite file as its metadata ``learn2sofi_manifest``."""
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    buffer = schema.BufferT()
+    buffer.data = list(json.dumps(content).encode())
+    entry = schema.MetadataT()
+    entry.name, entry.buffer = EMBEDDED_NAME.encode(), len(parsed.buffers)
+    parsed.buffers.append(buffer)
+    parsed.metadata = [*(parsed.metadata or []), entry]
+    builder = flatbuffers.Builder(len(model) + 65536)
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def sha256(path: Path) -> str:
+    """Return a file's checksum, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_pair(run: Path, version: str, folder: Path) -> Path:
+    """Write both forms, the manifest, the weights and the run's settings; returns the manifest.
+
+    Whatever model was in the folder before is removed once the new one is whole.
+
+    Raises
+    ------
+    UserError
+        The run has not been quantized.
+    """
+    stem = f"learn2sofi-{version}"
+    content = manifest(run, version)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for form in FORMS:
+        source, path = run / f"{form}.tflite", folder / f"{stem}-{form}.tflite"
+        if not source.exists():
+            raise UserError(f"{source} is missing: run `python -m training quantize` first.")
+        path.write_bytes(embed(source.read_bytes(), content))
+        files[form] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+    (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
+    shutil.copyfile(run / "best.weights.h5", folder / f"{stem}.weights.h5")
+    shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
+    for path in folder.glob("learn2sofi-*"):
+        if not path.name.startswith((f"{stem}.", f"{stem}-")):
+            path.unlink()
+    return folder / f"{stem}.json"
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS over the model's files, as ``sha256sum --check`` reads it."""
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob("learn2sofi-*"))]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m training release``."""
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
+    parser.add_argument("--version", required=True, help="such as 0.1.0")
+    parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run ``python -m training release``."""
+    path = write_pair(arguments.run, arguments.version, arguments.models)
+    write_checksums(arguments.models)
+    log.info("%s is written", path)
+    return 0

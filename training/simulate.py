@@ -1,0 +1,47 @@
+"""``python -m training simulate``: stacks to look at in Fiji or napari, with their truth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from training import settings as settings_file
+from training.forward_model import Stack, simulate
+
+log = logging.getLogger(__name__)
+
+
+def write(stack: Stack, path: Path) -> None:
+    """Write frames, (T, H, W) uint16, and beside them the truth, (2H, 2W) float32, as TIFF."""
+    about = json.dumps(stack.about, default=str)
+    tifffile.imwrite(path, stack.frames, imagej=True, metadata={"axes": "TYX", "Info": about})
+    truth = path.with_name(f"{path.stem}-truth.tif")
+    tifffile.imwrite(truth, stack.truth, imagej=True, metadata={"axes": "YX", "Info": about})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--settings", default="base", help="name or TOML file (default: base)")
+    parser.add_argument("--stacks", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=30)
+    parser.add_argument("--size", type=int, default=128, metavar="PX", help="height and width")
+    parser.add_argument("--seed", type=int, default=1)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Simulate and write."""
+    model = settings_file.load(arguments.settings).forward_model
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for number in range(arguments.stacks):
+        rng = np.random.default_rng([arguments.seed, number])
+        stack = simulate(model, arguments.frames, (arguments.size, arguments.size), rng)
+        path = arguments.out / f"stack-{number:03d}.tif"
+        write(stack, path)
+        log.info("%s: %s", path, stack.about["family"])
+    return 0
