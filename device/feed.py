@@ -44,9 +44,11 @@ class Feed:
     def open(self) -> None:
         """Begin to listen to the pipeline; called within the event loop."""
         loop = asyncio.get_running_loop()
-        self._unsubscribe = self._pipeline.subscribe(
-            lambda: loop.call_soon_threadsafe(self._advance)
-        )
+
+        def announce() -> None:  # in the pipeline's thread
+            loop.call_soon_threadsafe(self._advance)
+
+        self._unsubscribe = self._pipeline.subscribe(announce)
 
     def close(self) -> None:
         """Stop listening and send everybody home who waits; called within the event loop."""

@@ -1,0 +1,164 @@
+// The live page: draws what the socket brings, says what the daemon says, passes on what is chosen.
+
+import { gradient, lookup } from "./colour.js";
+import { Panel } from "./panel.js";
+import { LiveSocket } from "./socket.js";
+import { troubleOf, writeStatus, writeTrouble } from "./status.js";
+
+const STATE_EVERY_MS = 500;
+const SILENCE_MS = 3000;
+
+const stage = document.getElementById("stage");
+const panels = new Map([...document.querySelectorAll(".panel")].map((figure) => [figure.dataset.view, new Panel(figure)]));
+const waiting = new Map(); // view -> newest image not yet drawn
+let table = lookup("grey");
+let state = null;
+let stateTime_ms = performance.now();
+let connected = true; // until the socket says otherwise
+let owed = 0; // results received and not yet paid for with credit
+let lastTimestamp = null;
+let drawn_ms = []; // when results were drawn, for the rate on the screen
+
+// --- images -------------------------------------------------------------------------------------
+
+const socket = new LiveSocket(receive, (now) => {
+  connected = now;
+  owed = 0;
+  lastTimestamp = null;
+  showTrouble();
+});
+
+function receive(image) {
+  if (image.timestamp_ns !== lastTimestamp) owed += 1; // all views of a result bear its time
+  lastTimestamp = image.timestamp_ns;
+  if (waiting.size === 0) requestAnimationFrame(draw);
+  waiting.set(image.view, image);
+}
+
+function draw(now_ms) {
+  for (const [view, image] of waiting) panels.get(view).show(image, table, now_ms / 1000);
+  setAspect([...waiting.values()][0]);
+  waiting.clear();
+  drawn_ms.push(now_ms);
+  socket.grant(owed);
+  owed = 0;
+}
+
+function setAspect({ width, height }) {
+  const aspect = String(width / height);
+  if (stage.style.getPropertyValue("--aspect") !== aspect) stage.style.setProperty("--aspect", aspect);
+}
+
+function screenRate() {
+  const now_ms = performance.now();
+  drawn_ms = drawn_ms.filter((time_ms) => now_ms - time_ms < SILENCE_MS);
+  return drawn_ms.length < 2 ? 0 : (1000 * (drawn_ms.length - 1)) / (now_ms - drawn_ms[0]);
+}
+
+// --- state --------------------------------------------------------------------------------------
+
+async function readState() {
+  try {
+    const answer = await fetch("api/state", { signal: AbortSignal.timeout(SILENCE_MS) });
+    if (answer.ok) show(await answer.json());
+  } catch (error) {
+    if (!["TypeError", "TimeoutError", "AbortError"].includes(error.name)) throw error; // not the network
+  } finally {
+    showTrouble();
+    setTimeout(readState, STATE_EVERY_MS);
+  }
+}
+
+function show(news) {
+  state = news;
+  stateTime_ms = performance.now();
+  writeStatus(state, screenRate());
+  for (const panel of panels.values()) panel.writeLevels();
+  const mode = document.querySelector(`[name=mode][value=${state.mode}]`);
+  if (!changingMode) mode.checked = true;
+}
+
+function showTrouble() {
+  const silent = performance.now() - stateTime_ms > SILENCE_MS;
+  const empty = [...panels.values()].every((panel) => panel.empty);
+  writeTrouble(stage, troubleOf(state, connected && !silent, empty));
+}
+
+// --- choices ------------------------------------------------------------------------------------
+
+let changingMode = false;
+
+async function post(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  return fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) }).catch(showTrouble);
+}
+
+async function setMode(mode) {
+  changingMode = true;
+  await post("api/controls", { mode });
+  changingMode = false;
+}
+
+function setLayout(layout, chosen) {
+  stage.dataset.layout = layout;
+  for (const panel of panels.values()) {
+    panel.figure.classList.toggle("chosen", panel.view === chosen);
+    const verb = layout === "one" ? "Show all three pictures" : `Enlarge: ${panel.title}`;
+    panel.figure.querySelector(".enlarge").setAttribute("aria-label", verb);
+  }
+  document.querySelector(".divider").hidden = layout !== "compare";
+  for (const radio of document.getElementsByName("layout")) radio.checked = radio.value === layout;
+  const wanted = { all: [...panels.keys()], compare: ["mean", "reconstruction"], one: [chosen] };
+  socket.subscribe(wanted[layout]);
+}
+
+function setColour(name) {
+  table = lookup(name);
+  document.documentElement.style.setProperty("--ramp", gradient(name));
+  for (const panel of panels.values()) panel.draw(table);
+  document.getElementById("colour").value = name;
+  localStorage.setItem("colour", name);
+}
+
+function setContrast(value) {
+  for (const panel of panels.values()) panel.contrast.locked = value === "locked";
+  for (const radio of document.getElementsByName("contrast")) radio.checked = radio.value === value;
+}
+
+async function reset() {
+  await post("api/reset");
+  for (const panel of panels.values()) if (!panel.contrast.locked) panel.contrast.forget();
+}
+
+const isLocked = () => document.querySelector("[name=contrast]:checked").value === "locked";
+
+const KEYS = {
+  1: () => setLayout("all"),
+  2: () => setLayout("compare"),
+  Escape: () => setLayout("all"),
+  l: () => setContrast(isLocked() ? "auto" : "locked"),
+  r: reset,
+};
+
+function listen() {
+  const on = (id, type, action) => document.getElementById(id).addEventListener(type, action);
+  on("mode", "change", ({ target }) => setMode(target.value));
+  on("layout", "change", ({ target }) => setLayout(target.value));
+  on("contrast", "change", ({ target }) => setContrast(target.value));
+  on("colour", "change", ({ target }) => setColour(target.value));
+  on("reset", "click", reset);
+  on("split", "input", ({ target }) => stage.style.setProperty("--split", target.value));
+  for (const panel of panels.values()) {
+    const toggle = () => (stage.dataset.layout === "one" ? setLayout("all") : setLayout("one", panel.view));
+    panel.figure.querySelector(".enlarge").addEventListener("click", toggle);
+  }
+  document.addEventListener("keydown", (event) => {
+    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT";
+    if (!typing) KEYS[event.key]?.();
+  });
+}
+
+listen();
+setColour(["magenta", "viridis"].find((name) => name === localStorage.getItem("colour")) ?? "grey");
+setLayout("all");
+readState();

@@ -1,0 +1,64 @@
+// What the daemon says of itself: the status line, and what is wrong.
+
+const PATIENCE_S = 2;
+const INTERVALS = 10;
+
+const element = (id) => document.getElementById(id);
+const rate = (value) => `${(value ?? 0).toFixed(1)} fps`;
+const milliseconds = (value) => (value == null ? "–" : value.toFixed(value < 10 ? 1 : 0));
+
+function write(id, text, noteworthy = false) {
+  const place = element(id);
+  if (place.textContent !== text) place.textContent = text;
+  place.classList.toggle("note", noteworthy);
+}
+
+/** Fill the status line. */
+export function writeStatus(state, fps_screen) {
+  const { length, capacity } = state.buffer;
+  write("camera", state.camera);
+  write("fps-camera", rate(state.fps_camera));
+  write("fps-reconstruction", rate(state.fps_reconstruction));
+  write("fps-screen", rate(fps_screen));
+  write("latency", `${milliseconds(state.latency_ms.p50)} / ${milliseconds(state.latency_ms.p95)} ms`);
+  write("buffer", `${length}/${capacity}${length < capacity ? " warming" : ""}`, length < capacity);
+  write("mode-now", state.mode);
+  write("missed", String(state.frames_missed), state.frames_missed > 0);
+  write("skipped", String(state.frames_skipped), state.frames_skipped > 0);
+  write("model", `${state.model.name} · ${state.model.sha256.slice(0, 8)}`);
+  element("model").title = `SHA-256 ${state.model.sha256}`;
+}
+
+/** Say what stands between the user and a live image, or null. */
+export function troubleOf(state, connected, empty) {
+  if (!connected) return trouble("lost", "Connection lost", empty ? "Trying again." : "This is the last picture that came. Trying again.");
+  if (!state) return trouble("wait", "Connecting", "");
+  if (state.ended) return trouble("wait", "End of the recording", "This is the last picture.");
+  if (isCameraLost(state)) return trouble("lost", "Camera lost", cameraDetail(state));
+  if (state.error) return trouble("lost", "Reconstruction failed", state.error);
+  if (empty) return trouble("wait", "Waiting for the first frame", "");
+  if (state.nothing_to_see) return trouble("empty", "Nothing to see", "The image has no contrast beyond its noise. Check light, shutter and focus.");
+  return null;
+}
+
+const trouble = (kind, title, detail) => ({ kind, title, detail });
+
+function isCameraLost({ last_frame_age_s, frame_interval_s, error, uptime_s }) {
+  const limit_s = Math.max(PATIENCE_S, INTERVALS * (frame_interval_s ?? 0));
+  return (last_frame_age_s ?? (error ? Infinity : uptime_s)) > limit_s;
+}
+
+function cameraDetail({ last_frame_age_s, error }) {
+  const age = last_frame_age_s == null ? "No frame has come yet." : `Last frame ${Math.round(last_frame_age_s)} s ago.`;
+  return error ? `${error} ${age}` : age;
+}
+
+/** Say it over the pictures. */
+export function writeTrouble(stage, found) {
+  if (!found) return delete stage.dataset.trouble;
+  stage.dataset.trouble = found.kind;
+  for (const part of ["title", "detail"]) {
+    const place = stage.querySelector(`#veil .${part}`);
+    if (place.textContent !== found[part]) place.textContent = found[part];
+  }
+}
