@@ -110,7 +110,9 @@ def make_network(settings: TrainingSettings) -> Unrolled:
         warmup_steps=settings.warmup_updates,
     )
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
-    network.compile(optimizer=optimizer, loss=log_relative_error, jit_compile="auto")
+    # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
+    compiled = keras.backend.backend() == "jax"
+    network.compile(optimizer=optimizer, loss=log_relative_error, jit_compile=compiled)
     network(_blank(settings))
     optimizer.build(network.trainable_variables)
     return network
