@@ -211,7 +211,7 @@ class Pipeline:
         self._camera_rate = RateMeter(clock)
         self._result_rate = RateMeter(clock)
         self._latencies = Latencies()
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._camera_error: str | None = None
         self._model_error: str | None = None
         self._last_arrival_s: float | None = None
@@ -305,7 +305,7 @@ class Pipeline:
 
     # --- for who looks ---------------------------------------------------------------------------
 
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+    def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Have a function called after every new result.
 
         Parameters
@@ -403,7 +403,7 @@ class Pipeline:
         if shown is None or (shown.seq, shown.index) != (self._seq, newest.index):
             self._views["std"] = self._view("std", buffer.std(), newest, len(buffer))
 
-    def _unsubscribe(self, callback: Callable[[], None]) -> None:
+    def _unsubscribe(self, callback: Callable[[], object]) -> None:
         with self._changed:
             if callback in self._callbacks:
                 self._callbacks.remove(callback)
@@ -604,7 +604,7 @@ class Pipeline:
     def _view(self, view: str, array: np.ndarray, newest: Frame, frames: int) -> View:
         return View(view, array, self._seq, newest.timestamp_ns, newest.index, frames)
 
-    def _call(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], object]) -> None:
         try:
             callback()
         except RuntimeError:
