@@ -7,10 +7,13 @@ import { troubleOf, writeStatus, writeTrouble } from "./status.js";
 
 const STATE_EVERY_MS = 500;
 const SILENCE_MS = 3000;
+const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction)
 
 const stage = document.getElementById("stage");
 const panels = new Map([...document.querySelectorAll(".panel")].map((figure) => [figure.dataset.view, new Panel(figure)]));
 const waiting = new Map(); // view -> newest image not yet drawn
+let wanted = []; // views subscribed to
+let waitingSince_ms = 0;
 let table = lookup("grey");
 let state = null;
 let stateTime_ms = performance.now();
@@ -31,16 +34,24 @@ const socket = new LiveSocket(receive, (now) => {
 function receive(image) {
   if (image.timestamp_ns !== lastTimestamp) owed += 1; // all views of a result bear its time
   lastTimestamp = image.timestamp_ns;
-  if (waiting.size === 0) requestAnimationFrame(draw);
+  if (waiting.size === 0) {
+    waitingSince_ms = performance.now();
+    requestAnimationFrame(draw);
+  }
   waiting.set(image.view, image);
 }
 
+/** Draw a result, all its views at once: what stands side by side shows the same moment. */
 function draw(now_ms) {
+  if (waiting.size < wanted.length && performance.now() - waitingSince_ms < TOGETHER_MS) {
+    requestAnimationFrame(draw);
+    return;
+  }
   for (const [view, image] of waiting) panels.get(view).show(image, table, now_ms / 1000);
   setAspect([...waiting.values()][0]);
   waiting.clear();
   drawn_ms.push(now_ms);
-  socket.grant(owed);
+  if (owed) socket.grant(owed);
   owed = 0;
 }
 
@@ -108,8 +119,8 @@ function setLayout(layout, chosen) {
   }
   document.querySelector(".divider").hidden = layout !== "compare";
   for (const radio of document.getElementsByName("layout")) radio.checked = radio.value === layout;
-  const wanted = { all: [...panels.keys()], compare: ["mean", "reconstruction"], one: [chosen] };
-  socket.subscribe(wanted[layout]);
+  wanted = { all: [...panels.keys()], compare: ["mean", "reconstruction"], one: [chosen] }[layout];
+  socket.subscribe(wanted);
 }
 
 function setColour(name) {

@@ -42,8 +42,9 @@ export class Panel {
   writeLevels() {
     if (this.empty) return;
     const { low, high } = this.contrast.levels;
-    this.figure.querySelector(".low").textContent = counts(low);
-    this.figure.querySelector(".high").textContent = counts(high);
+    const digits = high - low < 10 ? 2 : 0;
+    this.figure.querySelector(".low").textContent = low.toFixed(digits);
+    this.figure.querySelector(".high").textContent = high.toFixed(digits);
   }
 
   #resize(width, height) {
@@ -62,5 +63,3 @@ function paint(target, { pixels, scale, offset }, { low, high }, table) {
     target[i] = table[level < 0 ? 0 : level > 255 ? 255 : level | 0];
   }
 }
-
-const counts = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : Math.round(value).toString());

@@ -35,7 +35,7 @@ export function troubleOf(state, connected, empty) {
   if (!state) return trouble("wait", "Connecting", "");
   if (state.ended) return trouble("wait", "End of the recording", "This is the last picture.");
   if (isCameraLost(state)) return trouble("lost", "Camera lost", cameraDetail(state));
-  if (state.error) return trouble("lost", "Reconstruction failed", state.error);
+  if (state.error) return trouble("lost", "Reconstruction failed", sentence(state.error));
   if (empty) return trouble("wait", "Waiting for the first frame", "");
   if (state.nothing_to_see) return trouble("empty", "Nothing to see", "The image has no contrast beyond its noise. Check light, shutter and focus.");
   return null;
@@ -50,8 +50,10 @@ function isCameraLost({ last_frame_age_s, frame_interval_s, error, uptime_s }) {
 
 function cameraDetail({ last_frame_age_s, error }) {
   const age = last_frame_age_s == null ? "No frame has come yet." : `Last frame ${Math.round(last_frame_age_s)} s ago.`;
-  return error ? `${error} ${age}` : age;
+  return error ? `${sentence(error)} ${age}` : age;
 }
+
+const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1).replace(/\.?$/, ".")}`;
 
 /** Say it over the pictures. */
 export function writeTrouble(stage, found) {

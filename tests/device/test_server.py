@@ -1,0 +1,596 @@
+"""The server over the real pipeline; only the network's step is replaced by enlarging the mean."""
+
+import asyncio
+import contextlib
+import io
+import json
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import urllib.request
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect
+
+from device.camera import CameraTimeout, Frame
+from device.errors import UserError
+from device.images import code_uint16, live_message
+from device.model import Manifest
+from device.pipeline import Pipeline, View
+from device.server import bind, create_app, page_address, serve
+
+HEIGHT, WIDTH = 24, 33
+VIEWS = ("raw", "mean", "std", "reconstruction")
+
+
+def moving_spot(index, dtype=np.uint16):
+    """One frame: a spot that goes round over a dim ground, (H, W)."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    angle = index / 5
+    distance2 = (y - 12 - 6 * np.sin(angle)) ** 2 + (x - 16 - 9 * np.cos(angle)) ** 2
+    return (60 + 150 * np.exp(-distance2 / 8)).astype(dtype)
+
+
+class SpotCamera:
+    """Delivers what the test releases, and nothing else."""
+
+    name = "spots"
+    shape = (HEIGHT, WIDTH)
+    frame_interval_s = 0.02
+
+    def __init__(self, dtype=np.uint16):
+        self.dtype = dtype
+        self.released = threading.Semaphore(0)
+        self.delivered = 0
+
+    def open(self):
+        pass
+
+    def close(self):
+        pass
+
+    def read(self, timeout_s):
+        if not self.released.acquire(timeout=timeout_s):
+            raise CameraTimeout("no frame")
+        index = self.delivered
+        self.delivered += 1
+        return Frame(moving_spot(index, self.dtype), (index + 1) * 20_000_000, index)
+
+
+def spec(*shape):
+    return {"shape": shape}
+
+
+class EnlargingStep:
+    """The manifest of a real step; the image is the mean at twice the sampling."""
+
+    name = "enlarging"
+    sha256 = "ab" * 32
+    manifest = Manifest(
+        format=1,
+        name="learn2sofi",
+        version="0.0.1",
+        signature="step",
+        frames=30,
+        upsampling=2,
+        size_multiple=2,
+        inputs={"frame": spec(1, 128, 128, 1), "mean": spec(1, 128, 128, 1), "h": spec(1, 1)},
+        outputs={"image": spec(1, 256, 256, 1), "h_out": spec(1, 1)},
+        state={"h": "h_out"},
+        normalization={
+            "background_percentile": 5,
+            "scale_percentile": 99.5,
+            "min_contrast_sem": 3,
+        },
+        psf_sigma_px=(1, 2),
+    )
+
+    def resize(self, height, width):
+        pass
+
+    def zero_state(self):
+        return {"h": np.zeros((1, 1), np.float32)}
+
+    def run(self, inputs):
+        image = cv2.resize(inputs["mean"][0, :, :, 0], None, fx=2, fy=2)
+        return {"image": image[None, :, :, None], "h_out": inputs["h"]}
+
+
+def wait_until(condition, what):
+    """Poll; the limit only ends a test that has failed already."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, f"waited in vain: {what}"
+        time.sleep(0.005)
+
+
+class Scope:
+    """A running pipeline whose frames the test doles out one by one."""
+
+    def __init__(self, dtype=np.uint16):
+        self.camera = SpotCamera(dtype)
+        self.pipeline = Pipeline(self.camera, EnlargingStep())
+
+    def frames(self, number):
+        """Release frames, each after the one before was worked off: none can be skipped."""
+        for _ in range(number):
+            due = self.pipeline.state()["frames_processed"] + 1
+            self.camera.released.release()
+            wait_until(lambda: self.pipeline.state()["frames_processed"] >= due, "a frame")  # noqa: B023
+
+
+@pytest.fixture
+def scope():
+    scope = Scope()
+    scope.pipeline.start()
+    yield scope
+    assert scope.pipeline.stop(5)
+
+
+@pytest.fixture
+def client(scope):
+    with TestClient(create_app(scope.pipeline)) as client:
+        yield client
+
+
+def decode(message):
+    """Take a live message apart by the contract's words: header and values, (H, W)."""
+    (length,) = struct.unpack_from("<I", message)
+    header = json.loads(message[4 : 4 + length])
+    pixels = np.frombuffer(message, "<u2", offset=4 + length)
+    pixels = pixels.reshape(header["height"], header["width"])
+    return header, header["offset"] + header["scale"] * pixels
+
+
+# --- encodings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_integer_frames_pass_exactly(dtype):
+    """Catches: spreading integers over the range, which changes counts."""
+    image = moving_spot(3, dtype)
+    coded = code_uint16(image)
+    assert (coded.scale, coded.offset) == (1, 0)
+    np.testing.assert_array_equal(coded.pixels, image)
+
+
+def test_float_images_lose_half_a_step_at_most():
+    """Catches: cutting instead of rounding (up to a whole step), int16 range, a wrong offset."""
+    image = np.random.default_rng(1).normal(-3, 50, (40, 50)).astype(np.float32)
+    coded = code_uint16(image)
+    step = (image.max() - image.min()) / 65535
+    error = np.abs(coded.offset + coded.scale * coded.pixels.astype(float) - image).max()
+    # Half a step by rounding; float32 arithmetic on values up to 250 adds below 0.1 step.
+    assert 0.4 * step < error < 0.6 * step
+
+
+def test_constant_and_not_finite_images_are_encoded():
+    """Catches: division by the zero range; NaN cast to an arbitrary pixel or a NaN in the JSON."""
+    assert code_uint16(np.full((4, 4), 7.5, np.float32)).offset == 7.5
+    broken = np.array([[np.nan, 1.0], [np.inf, 2.0]], np.float32)
+    header, values = decode(live_message(View("mean", broken, 1, 2, 3, 4)))
+    np.testing.assert_allclose(values, [[0, 1], [0, 2]], atol=1e-4)  # range 2: a step is 3e-5
+    assert np.isfinite(header["scale"])
+
+
+@pytest.mark.parametrize("seq", [1, 12, 123, 1234])
+def test_pixels_begin_at_a_multiple_of_four(seq):
+    """Catches: an unpadded header, which a browser's Uint16Array refuses half of the time."""
+    message = live_message(View("raw", moving_spot(0), seq, 5, 0, 1))
+    (length,) = struct.unpack_from("<I", message)
+    assert length % 4 == 0
+    assert len(message) == 4 + length + 2 * HEIGHT * WIDTH
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+def test_snapshots_say_that_there_is_no_image_yet(client):
+    """Catches: a traceback (500) before the first frame."""
+    answer = client.get("/snapshot.png")
+    assert answer.status_code == 503
+    assert "no image of 'reconstruction' yet" in answer.json()["detail"]
+
+
+def test_png_of_the_raw_frame_is_exact_16_bit_grey(scope, client):
+    """Catches: 8 bit or colour PNG, stretched counts, the mean under the name of raw."""
+    scope.frames(3)
+    answer = client.get("/snapshot.png?view=raw")
+    assert answer.headers["content-type"] == "image/png"
+    image = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert image.dtype == np.uint16
+    np.testing.assert_array_equal(image, moving_spot(2))
+
+
+def test_png_tells_its_scale(scope, client):
+    """Catches: text chunks with a wrong checksum or in the wrong place; a scale that is not it."""
+    scope.frames(3)
+    answer = client.get("/snapshot.png")
+    chunks = dict(png_texts(answer.content))
+    image = cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    values = float(chunks["offset"]) + float(chunks["scale"]) * image
+    truth = scope.pipeline.latest("reconstruction").array
+    np.testing.assert_allclose(values, truth, atol=0.01)  # range about 100: a step is 0.0015
+    assert chunks["unit"] == "ADU above background"
+
+
+def png_texts(content):
+    position = 8
+    while position < len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        body = content[position + 8 : position + 8 + length]
+        (checksum,) = struct.unpack_from(">I", content, position + 8 + length)
+        assert checksum == zlib.crc32(kind + body)
+        if kind == b"tEXt":
+            yield tuple(part.decode() for part in body.split(b"\0"))
+        position += 12 + length
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_tiff_is_float32_and_knows_its_origin(scope, client, view):
+    """Catches: a rescaled TIFF, a view mixed up with another, lost metadata."""
+    scope.frames(4)
+    content = client.get(f"/snapshot.tif?view={view}").content
+    with tifffile.TiffFile(io.BytesIO(content)) as tif:
+        image, about = tif.asarray(), tif.shaped_metadata[0]
+    assert image.dtype == np.float32
+    np.testing.assert_array_equal(image, scope.pipeline.latest(view).array.astype(np.float32))
+    assert about["view"] == view
+    assert about["frames"] == (1 if view == "raw" else 4)
+    assert about["model"] == {"name": "enlarging", "sha256": "ab" * 32}
+    assert about["mode"] == "stream"
+
+
+def test_unknown_view_is_refused(client):
+    """Catches: handing any string on to the pipeline (500)."""
+    assert client.get("/snapshot.png?view=phase").status_code == 422
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_without_credit_and_the_newest_with_it(scope, client):
+    """Catches: a server that sends on its own, or that queues old images for slow clients."""
+    scope.frames(2)
+    with client.websocket_connect("/live?view=raw") as live:
+        scope.frames(5)
+        live.send_json({"credit": 1})
+        header, values = decode(live.receive_bytes())
+        np.testing.assert_array_equal(values, moving_spot(6))  # the seventh, not the first
+        assert header["timestamp_ns"] == 7 * 20_000_000
+        assert set(header) == {
+            "view", "seq", "timestamp_ns", "height", "width", "scale", "offset",
+        }  # fmt: skip
+
+
+def test_default_is_the_reconstruction_at_twice_the_size(scope, client):
+    """Catches: another default view; height and width exchanged."""
+    scope.frames(3)
+    with client.websocket_connect("/live") as live:
+        live.send_json({"credit": 1})
+        header, values = decode(live.receive_bytes())
+    assert (header["view"], header["height"], header["width"]) == (
+        "reconstruction",
+        2 * HEIGHT,
+        2 * WIDTH,
+    )
+    truth = scope.pipeline.latest("reconstruction").array
+    np.testing.assert_allclose(values, truth, atol=np.ptp(truth) / 65535)  # one step
+
+
+def test_one_credit_is_one_result_with_all_its_views(scope, client):
+    """Catches: views of different moments side by side; a credit spent on each view."""
+    scope.frames(3)
+    with client.websocket_connect("/live?view=raw,mean,reconstruction") as live:
+        live.send_json({"credit": 1})
+        headers = [decode(live.receive_bytes())[0] for _ in range(3)]
+        assert [header["view"] for header in headers] == ["raw", "mean", "reconstruction"]
+        assert {header["timestamp_ns"] for header in headers} == {3 * 20_000_000}
+        scope.frames(1)  # without credit: must not be sent
+        scope.frames(1)
+        live.send_json({"credit": 1})
+        assert decode(live.receive_bytes())[0]["timestamp_ns"] == 5 * 20_000_000
+
+
+def test_at_most_four_results_are_outstanding(scope, client):
+    """Catches: credit that adds up without bound: a fifth image would come before the mark."""
+    scope.frames(1)
+    with client.websocket_connect("/live?view=raw") as live:
+        live.send_json({"credit": 100})
+        stamps = [decode(live.receive_bytes())[0]["timestamp_ns"]]
+        for _ in range(3):
+            scope.frames(1)
+            stamps.append(decode(live.receive_bytes())[0]["timestamp_ns"])
+        scope.frames(3)  # 5, 6, 7 find no credit
+        live.send_json({"credit": 1})
+        stamps.append(decode(live.receive_bytes())[0]["timestamp_ns"])
+    assert [stamp // 20_000_000 for stamp in stamps] == [1, 2, 3, 4, 7]
+
+
+@pytest.mark.parametrize("text", ["more", "[]", '{"credit": -1}', '{"credit": true}', "{}"])
+def test_what_cannot_be_understood_ends_the_connection_with_a_sentence(client, text):
+    """Catches: a server task that dies with a traceback, or a negative credit that is taken."""
+    with client.websocket_connect("/live") as live:
+        live.send_text(text)
+        with pytest.raises(WebSocketDisconnect) as ended:
+            live.receive_bytes()
+    assert ended.value.code == 1008
+    assert "credit" in ended.value.reason
+
+
+def test_unknown_live_view_is_named_as_the_reason(client):
+    """Catches: silence, or a handshake refused without a word."""
+    with (
+        client.websocket_connect("/live?view=raw,phase") as live,
+        pytest.raises(WebSocketDisconnect) as ended,
+    ):
+        live.receive_bytes()
+    assert ended.value.code == 1008
+    assert "reconstruction" in ended.value.reason
+
+
+def test_an_image_is_encoded_once_for_all_and_unused_views_never(scope, client, monkeypatch):
+    """Catches: encoding per client, and encoding what nobody looks at."""
+    encoded = []
+
+    def counted(view):
+        encoded.append((view.view, view.seq))
+        return live_message(view)
+
+    monkeypatch.setattr("device.feed.live_message", counted)
+    scope.frames(3)
+    with contextlib.ExitStack() as stack:
+        lives = [stack.enter_context(client.websocket_connect("/live?view=mean")) for _ in range(3)]
+        for live in lives:
+            live.send_json({"credit": 4})
+        for live in lives:
+            live.receive_bytes()
+    assert encoded == [("mean", 3)]
+
+
+def test_pages_of_another_site_are_refused(scope, client):
+    """Catches: any page in the user's browser watching or resetting the microscope."""
+    foreign = {"origin": "http://elsewhere.example"}
+    assert client.post("/api/reset", headers=foreign).status_code == 403
+    refused = pytest.raises(WebSocketDisconnect)
+    with refused, client.websocket_connect("/live", headers=foreign):
+        pass
+    own = {"origin": "http://testserver"}
+    assert client.post("/api/reset", headers=own).status_code == 204
+
+
+# --- state and controls --------------------------------------------------------------------------
+
+
+def test_state_has_the_contract_s_fields(scope, client):
+    """Catches: a field renamed or dropped, NaN in the JSON."""
+    assert client.get("/api/state").json()["latency_ms"] == {"p50": None, "p95": None}
+    scope.frames(4)
+    state = client.get("/api/state").json()
+    assert state["mode"] == "stream"
+    assert state["frames_captured"] == state["frames_processed"] == 4
+    assert state["frames_skipped"] == state["frames_missed"] == 0
+    assert sum(state["frames_discarded"].values()) == 0
+    assert state["reconstructions"] == 3  # none from a single frame
+    assert state["buffer"] == {"length": 4, "capacity": 30}
+    assert state["model"] == {"name": "enlarging", "sha256": "ab" * 32}
+    assert {"fps_camera", "fps_reconstruction", "uptime_s"} <= state.keys()
+
+
+def test_mode_is_changed_and_nonsense_refused(scope, client):
+    """Catches: a control that answers but does nothing; unknown settings swallowed."""
+    assert client.get("/api/controls").json() == {"mode": "stream"}
+    assert client.post("/api/controls", json={"mode": "window"}).json() == {"mode": "window"}
+    assert scope.pipeline.state()["mode"] == "window"
+    assert client.post("/api/controls", json={"mode": "burst"}).status_code == 422
+    assert client.post("/api/controls", json={"mode": "stream", "fps": 5}).status_code == 422
+    assert client.get("/api/controls").json() == {"mode": "window"}
+
+
+def test_reset_empties_the_buffer(scope, client):
+    """Catches: a reset that does not reach the pipeline; one that a link could trigger."""
+    scope.frames(5)
+    assert client.get("/api/reset").status_code in (404, 405)
+    assert client.post("/api/reset").status_code == 204
+    scope.frames(1)
+    assert client.get("/api/state").json()["buffer"]["length"] == 1
+
+
+def test_health_follows_the_frames(scope, client):
+    """Catches: health that is always 200, or that never returns to it."""
+    assert client.get("/healthz").status_code == 503
+    scope.frames(1)
+    assert client.get("/healthz").status_code == 200
+    wait_until(lambda: not scope.pipeline.healthy(), "2 s without frames")
+    answer = client.get("/healthz")
+    assert answer.status_code == 503
+    assert "no frame for" in answer.json()["status"]
+    scope.frames(1)
+    assert client.get("/healthz").status_code == 200
+
+
+def test_metrics_are_the_state_in_base_units(scope, client):
+    """Catches: ms under the name of seconds, counters without _total, stale numbers."""
+    scope.frames(4)
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    samples = {(s.name, *s.labels.values()): s.value for f in families for s in f.samples}
+    state = scope.pipeline.state()
+    assert samples["learn2sofi_frames_captured_total",] == 4
+    assert samples["learn2sofi_frames_discarded_total", "not_finite"] == 0
+    assert samples["learn2sofi_buffer_frames",] == 4
+    assert samples["learn2sofi_healthy",] == 1
+    median_s = samples["learn2sofi_latency_seconds", "0.5"]
+    assert median_s == pytest.approx(state["latency_ms"]["p50"] / 1000)
+    scope.frames(1)
+    assert "learn2sofi_frames_captured_total 5.0" in client.get("/metrics").text
+
+
+def test_the_page_needs_nothing_from_elsewhere(client):
+    """Catches: a CDN, an external font, a file forgotten in the package, a cached old page."""
+    page = client.get("/")
+    assert page.headers["cache-control"] == "no-cache"
+    names = ["style.css", "live.js", "panel.js", "contrast.js", "colour.js", "socket.js"]
+    for name in [*names, "status.js", "icon.svg"]:
+        file = client.get(f"/{name}")
+        assert file.status_code == 200
+        text = file.text.replace("http://www.w3.org/2000/svg", "")
+        assert "http://" not in text and "https://" not in text and "@import" not in text
+    assert "//" not in page.text.replace("<!doctype html>", "")
+
+
+# --- the server itself ---------------------------------------------------------------------------
+
+
+def test_a_port_in_use_is_said_in_one_sentence():
+    """Catches: a traceback, or uvicorn's own exit in place of our error."""
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1.*--port"):
+            bind("127.0.0.1", port)
+
+
+def test_an_unknown_host_is_said_in_one_sentence():
+    """Catches: gaierror getting through."""
+    with pytest.raises(UserError, match="192.0.2.1"):  # an address nobody has
+        bind("192.0.2.1", 0)
+
+
+def test_address_of_the_page():
+    """Catches: showing 0.0.0.0, which no browser elsewhere can open, or port 0."""
+    with bind("127.0.0.1", 0) as listening:
+        port = listening.getsockname()[1]
+        assert port > 0
+        assert page_address(listening) == f"http://127.0.0.1:{port}/"
+    with bind("0.0.0.0", 0) as listening:
+        assert socket.gethostname() in page_address(listening)
+
+
+@pytest.fixture
+def served(scope):
+    """A server in a thread on a real port: its address, and the event that stops it."""
+    ready, stop = threading.Event(), threading.Event()
+    address = []
+
+    def on_ready(page):
+        address.append(page)
+        ready.set()
+
+    app = create_app(scope.pipeline)
+    thread = threading.Thread(target=serve, args=(app, "127.0.0.1", 0, on_ready, stop))
+    thread.start()
+    assert ready.wait(20)
+    yield address[0], stop, thread
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_mjpeg_shows_each_image_complete(scope, served):
+    """Catches: parts without length, a JPEG of another size, a boundary that comes a part late."""
+    address, _, _ = served
+    scope.frames(1)
+    with urllib.request.urlopen(f"{address}mjpeg?view=raw", timeout=20) as stream:
+        assert "boundary=frame" in stream.headers["content-type"]
+        for _ in range(3):
+            assert stream.readline() == b"--frame\r\n"
+            assert stream.readline() == b"Content-Type: image/jpeg\r\n"
+            length = int(stream.readline().split(b":")[1])
+            assert stream.readline() == b"\r\n"
+            image = cv2.imdecode(np.frombuffer(stream.read(length), np.uint8), -1)
+            assert image.shape == (HEIGHT, WIDTH)
+            # The spot is far above the ground whatever the levels: 1 and 99.8 % are 0 and 255.
+            assert image.max() > 200 and np.median(image) < 60
+            assert stream.readline() == b"\r\n"
+            scope.frames(1)
+
+
+def test_open_streams_do_not_keep_the_server(scope, served):
+    """Catches: a shutdown that waits for endless streams or for a client that does not read.
+
+    Without sending the clients home uvicorn waits for ever for the MJPEG response, and the join
+    below ends the test; clients must see an orderly end, not a broken connection.
+    """
+    address, stop, thread = served
+    scope.frames(2)
+    stream = urllib.request.urlopen(f"{address}mjpeg", timeout=20)
+    with connect(address.replace("http", "ws") + "live?view=raw") as live:
+        live.send('{"credit": 1}')
+        live.recv(timeout=20)
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+        stream.read()  # ends; an IncompleteRead would be raised if the response was cut off
+
+
+def test_a_client_that_left_leaves_nothing_behind(scope, served):
+    """Catches: tasks of dead clients kept until the next image; subscriptions that pile up."""
+    address, _, _ = served
+    scope.frames(2)
+    for _ in range(3):
+        with connect(address.replace("http", "ws") + "live?view=raw") as live:
+            live.send('{"credit": 4}')
+            live.recv(timeout=20)
+    assert len(scope.pipeline._callbacks) == 1  # the feed's own, however many clients there were
+
+
+def test_signals_end_the_process_in_order():
+    """Catches: uvicorn raising SIGTERM again when done, which ends the process with -15."""
+    program = textwrap.dedent(
+        """
+        import sys
+        from fastapi import FastAPI
+        from device.server import create_app, serve
+
+        class Nothing:
+            def subscribe(self, callback):
+                return lambda: None
+
+        def ready(address):
+            sys.stdout.write(address + "\\n")
+            sys.stdout.flush()
+
+        serve(create_app(Nothing()), "127.0.0.1", 0, ready)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def test_waiting_for_news_passes_over_the_old():
+    """Catches: a client that is served every result one after another and falls behind."""
+    from device.feed import Feed, FeedClosed
+
+    class Source:
+        def subscribe(self, callback):
+            self.announce = callback
+            return lambda: None
+
+    async def scenario():
+        source = Source()
+        feed = Feed(source)
+        feed.open()
+        seen = await feed.wait(-1)
+        for _ in range(5):
+            source.announce()
+        newest = await feed.wait(seen)
+        await asyncio.sleep(0)
+        assert await feed.wait(-1) == seen + 5
+        feed.close()
+        with pytest.raises(FeedClosed):
+            await feed.wait(newest)
+
+    asyncio.run(scenario())
