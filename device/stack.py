@@ -277,7 +277,7 @@ class TiffStack(Stack):
         if series is None:
             self._data_offset, self._pages = None, list(self._file.pages)
         else:
-            self._data_offset, self._pages = series.dataoffset, list(series.pages)
+            self._data_offset, self._pages = series.dataoffset, [*iter(series.pages)]
         page = self._file.pages.first
         self._frames = len(self._pages) if series is None else int(series.shape[0])
         self.height, self.width = page.imagelength, page.imagewidth

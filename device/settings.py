@@ -1,0 +1,196 @@
+"""The daemon's settings: typed, layered, each knowing where it came from.
+
+Four layers, the later ones first: the command line, the environment (``LEARN2SOFI_FPS=60``), the
+user's file (``--config``), and `default.toml`, which lies beside this file and nobody edits.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from device.errors import UserError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_FILE = Path(__file__).with_name("default.toml")
+ENV_PREFIX = "LEARN2SOFI_"
+
+
+class SettingsError(UserError):
+    """A setting or its file is wrong; the text is one sentence for the user."""
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+class Settings(BaseSettings):
+    """What the daemon can be told; made by `Settings.load`.
+
+    Attributes
+    ----------
+    camera : str
+        ``demo``: the included stack; ``replay:PATH``: a recorded one.
+    fps : float
+        Frame rate of a replayed stack in frames per second.
+    loop : bool
+        Begin again at the end of a replayed stack.
+    mode : str
+        ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
+    model : Path or None
+        Model file; None is the newest int8 model in ``models/``.
+    threads : int
+        Threads of the model's runtime.
+    host : str
+        Address to serve the page at.
+    port : int
+        Its port; 0 is any that is free.
+    log_level : str
+        ``debug``, ``info``, ``warning`` or ``error``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    # No defaults here: default.toml is the one place for them.
+    camera: str = Field(min_length=1)
+    fps: float = Field(gt=0, le=10_000, allow_inf_nan=False)
+    loop: bool
+    mode: Literal["stream", "window"]
+    model: Annotated[Path | None, BeforeValidator(_empty_is_none)]
+    threads: int = Field(ge=1, le=64)
+    host: str = Field(min_length=1)
+    port: int = Field(ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"]
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    COMMAND_LINE: ClassVar[str] = "command line"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what `load` gives: it merges the layers itself, to know each one's origin."""
+        return (init_settings,)
+
+    @classmethod
+    def load(cls, config: Path | None = None, **cli: object) -> Self:
+        """Merge the layers and check the result.
+
+        Parameters
+        ----------
+        config : Path, optional
+            The user's TOML file.
+        **cli
+            Settings from the command line; None is "not given".
+
+        Returns
+        -------
+        Settings
+            Each with an `origin`.
+
+        Raises
+        ------
+        SettingsError
+            A file cannot be read, a setting is unknown or out of its range.
+        """
+        layers = _layers(cls, config, cli)
+        values: dict[str, Any] = {}
+        origins: dict[str, str] = {}
+        for origin, layer in layers.items():
+            _refuse_unknown(layer, origin, cls)
+            values.update(layer)
+            origins.update(dict.fromkeys(layer, origin))
+        try:
+            settings = cls(**values)
+        except ValidationError as error:
+            raise _sentence(error, origins) from error
+        settings._origins.update(origins)
+        return settings
+
+    def origin(self, name: str) -> str:
+        """Tell where a setting came from.
+
+        Parameters
+        ----------
+        name : str
+            A field's name.
+
+        Returns
+        -------
+        str
+            ``default.toml``, the user's file, ``environment`` or ``command line``.
+        """
+        return self._origins[name]
+
+
+def _layers(
+    cls: type[Settings], config: Path | None, cli: Mapping[str, object]
+) -> dict[str, dict[str, Any]]:
+    """Collect the layers by their origin, the strongest last."""
+    layers = {DEFAULT_FILE.name: _read_toml(DEFAULT_FILE)}
+    if config is not None:
+        layers[str(config)] = _read_toml(config)
+    layers["environment"] = EnvSettingsSource(cls)()
+    _warn_of_unknown_environment(cls)
+    layers[cls.COMMAND_LINE] = {name: value for name, value in cli.items() if value is not None}
+    return layers
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: cannot be read ({error.strerror}); expected a settings file; "
+            "check the path given with --config"
+        ) from error
+    except ValueError as error:  # TOML or UTF-8
+        raise SettingsError(
+            f"{path}: is not TOML ({error}); expected lines such as 'fps = 30.0'; correct it"
+        ) from error
+
+
+def _refuse_unknown(layer: Mapping[str, object], origin: str, cls: type[Settings]) -> None:
+    for name in layer:
+        if name not in cls.model_fields:
+            raise SettingsError(
+                f"{origin}: there is no setting '{name}'; expected one of "
+                f"{', '.join(cls.model_fields)}; correct or remove it"
+            )
+
+
+def _warn_of_unknown_environment(cls: type[Settings]) -> None:
+    """Warn of a misspelt variable; it may also be another program's, so it is no error."""
+    for variable in os.environ:
+        name = variable.removeprefix(ENV_PREFIX)
+        if name != variable and name.lower() not in cls.model_fields:
+            log.warning("the environment's %s is no setting and is ignored", variable)
+
+
+def _sentence(error: ValidationError, origins: Mapping[str, str]) -> SettingsError:
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    reason = first["msg"].replace("Input should be", "expected")
+    return SettingsError(
+        f"setting {name} is {first['input']!r} (from {origins.get(name, 'nowhere')}): "
+        f"{reason}; correct it there"
+    )
