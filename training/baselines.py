@@ -40,7 +40,7 @@ def mean(frames: np.ndarray) -> np.ndarray:
 
 
 def standard_deviation(frames: np.ndarray) -> np.ndarray:
-    """Standard deviation over time, (2H, 2W)."""
+    """Take the standard deviation over time, (2H, 2W)."""
     return enlarged(frames.std(axis=0, dtype=np.float64))
 
 

@@ -218,7 +218,7 @@ def _distance_to_segment(points_px: np.ndarray, segment_px: np.ndarray) -> np.nd
 
 
 def bacteria(rng: np.random.Generator) -> Emitters:
-    """Filled rods with round ends: the projection of labelled cytoplasm, with some texture."""
+    """Fill rods with round ends: the projection of labelled cytoplasm, with some texture."""
     points = _lattice(rng)
     density = np.zeros(points.shape[1])
     for _ in range(int(rng.integers(12, 22))):
@@ -279,7 +279,7 @@ def membranes(rng: np.random.Generator) -> Emitters:
 
 
 def perforated_sheet(rng: np.random.Generator) -> Emitters:
-    """A sheet with round holes on a skewed lattice. Training never sees this family."""
+    """Punch round holes on a skewed lattice into a sheet. Training never sees this family."""
     points = _lattice(rng)
     slope = np.clip(1.0 + 0.25 * _texture(rng, points, 60.0, 200.0), 0.2, None)
     density = slope / (1.0 + np.exp((_outline(rng, points, 52.0, 45.0) - 1.0) * 40.0))
