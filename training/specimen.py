@@ -52,7 +52,7 @@ def _unit_maximum(density: np.ndarray) -> np.ndarray:
     return (density / max(float(density.max()), 1e-12)).astype(np.float32)
 
 
-def _curve(
+def worm_like_chain(
     start: np.ndarray,
     length: float,
     persistence: float,
@@ -77,7 +77,7 @@ def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     persistence = np.exp(rng.uniform(np.log(20), np.log(2000)))
     patchiness = rng.choice([0.0, 0.5])
     for start in grid.points(grid.count((150, 1500), rng), rng):
-        curve = _curve(start, rng.uniform(40, 400), persistence, rng)
+        curve = worm_like_chain(start, rng.uniform(40, 400), persistence, rng)
         label = ndimage.gaussian_filter1d(rng.normal(0, 1, len(curve)), 20)
         weights = rng.uniform(0.4, 1) * np.exp(4 * patchiness * label)
         density += grid.histogram(curve, weights)
@@ -88,7 +88,7 @@ def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Pairs and bundles of nearly parallel chains, 2 to 10 px apart."""
     density = np.zeros(grid, np.float32)
     for start in grid.points(grid.count((100, 600), rng), rng):
-        curve = _curve(start, rng.uniform(60, 300), rng.uniform(200, 3000), rng)
+        curve = worm_like_chain(start, rng.uniform(60, 300), rng.uniform(200, 3000), rng)
         tangent = np.gradient(curve, axis=0)
         normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
         normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
