@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from device.normalize import NormalizationSettings, Scaling, measure
 SIZE = 128
 
 
+@lru_cache
 def _sample(seed: int = 0) -> np.ndarray:
     """A mean image such as a microscope makes: spots of sigma 1.3 px on a background, (H, W)."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,705 @@
+"""The pipeline with a camera and a step that do what the test says, when it says so."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from device.camera import CameraError, CameraTimeout, EndOfStream, Frame
+from device.model import Manifest, ModelError
+from device.pipeline import Pipeline, backoff_delays_s
+from device.ring_buffer import RingBuffer
+
+INTERVAL_S = 0.01
+PATIENCE_S = 20  # only a test that fails waits so long
+
+
+class ScriptedCamera:
+    """Delivers what the test puts in: frames, or errors to raise."""
+
+    name = "scripted"
+
+    def __init__(self, shape=(16, 18), interval_s=INTERVAL_S) -> None:
+        self.shape = shape
+        self.frame_interval_s = interval_s
+        self.script: queue.Queue = queue.Queue()
+        self.open_errors: list[CameraError] = []
+        self.opened = self.closed = 0
+
+    def open(self) -> None:
+        self.opened += 1
+        if self.open_errors:
+            raise self.open_errors.pop(0)
+
+    def read(self, timeout_s: float) -> Frame:
+        try:
+            item = self.script.get(timeout=min(timeout_s, 0.05))
+        except queue.Empty:
+            raise CameraTimeout("no frame came") from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def put(self, *slots: float, start_index: int = 0, array: np.ndarray | None = None) -> None:
+        """Put in frames with these timestamps, counted in intervals."""
+        for index, slot in enumerate(slots, start_index):
+            image = _image(index, self.shape) if array is None else array
+            self.script.put(Frame(image, round(slot * self.frame_interval_s * 1e9), index))
+
+
+class CountingStep:
+    """Its image is everywhere the number of steps since the zero state; waits where told to."""
+
+    name, sha256 = "counting", "ab" * 32
+
+    def __init__(self, frames: int = 6) -> None:
+        frame = {"shape": (1, 16, 16, 1)}
+        self.manifest = Manifest(
+            format=1,
+            name="counting",
+            version="1",
+            signature="step",
+            frames=frames,
+            upsampling=2,
+            size_multiple=2,
+            inputs={"frame": frame, "mean": frame, "h": frame},
+            outputs={"image": {"shape": (1, 32, 32, 1)}, "h_out": frame},
+            state={"h": "h_out"},
+            normalization={
+                "background_percentile": 5,
+                "scale_percentile": 99.5,
+                "min_contrast_sem": 3,
+            },
+            psf_sigma_px=(1.0, 2.0),
+        )
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self.errors: queue.Queue = queue.Queue()
+
+    def resize(self, height: int, width: int) -> None:
+        self.size = (height, width)
+
+    def zero_state(self):
+        return {"h": np.zeros((1, *self.size, 1), np.float32)}
+
+    def run(self, inputs):
+        self.entered.release()
+        self.gate.wait(PATIENCE_S)
+        if not self.errors.empty():
+            raise self.errors.get()
+        h_out = inputs["h"] + 1
+        return {"image": h_out.repeat(2, axis=1).repeat(2, axis=2), "h_out": h_out}
+
+
+class Clock:
+    """The time that the test sets, in s."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def _image(index: int, shape=(16, 18)) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 4000, shape).astype(np.uint16)
+
+
+def _until(condition) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "it never came about"
+        time.sleep(0.001)
+
+
+def _steps_in(pipeline: Pipeline) -> int:
+    """Number of steps since the zero state, read from the newest image."""
+    pipeline_scale = pipeline._last.scaling.scale
+    return round(float(pipeline.latest("reconstruction").array[0, 0]) / pipeline_scale)
+
+
+def _balance(state: dict) -> int:
+    """Frames in flight, by the accounts."""
+    ended = state["frames_processed"] + state["frames_skipped"]
+    return state["frames_captured"] - ended - sum(state["frames_discarded"].values())
+
+
+@pytest.fixture
+def rig():
+    """Make pipelines that are stopped at the test's end."""
+    made = []
+
+    def make(mode="stream", camera=None, step=None, **options) -> Pipeline:
+        options.setdefault("backoff_s", (0.001, 0.004))
+        pipeline = Pipeline(camera or ScriptedCamera(), step or CountingStep(), mode, **options)
+        made.append(pipeline)
+        return pipeline
+
+    yield make
+    for pipeline in made:
+        pipeline._step.gate.set()
+        pipeline.stop()
+
+
+def _processed(pipeline: Pipeline, count: int) -> None:
+    _until(lambda: pipeline.state()["frames_processed"] >= count)
+    _until(lambda: pipeline.state()["frames_waiting"] == 0)
+
+
+STATE_FIELDS = {
+    *("mode", "frames_captured", "frames_processed", "frames_skipped", "frames_discarded"),
+    *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
+    *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
+    *("nothing_to_see", "last_frame_age_s", "frame_interval_s"),
+}
+
+
+# --- accounts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["stream", "window"])
+def test_the_accounts_balance_at_every_reading(rig, mode):
+    """Mutations: a counter outside the lock; a frame counted at arrival and lost in the queue."""
+    camera, step = ScriptedCamera(), CountingStep()
+    pipeline = rig(mode, camera, step)
+    wrong_shape = np.zeros((18, 16), np.uint16)
+    for slot in range(300):
+        camera.put(slot * 2 if slot % 50 else slot * 2 - 1, start_index=slot)  # now and then early
+        if slot % 10 == 3:
+            camera.put(slot * 2, start_index=slot)  # the same again
+        if slot % 30 == 7:
+            camera.put(slot * 2 - 3, start_index=slot)
+            camera.put(slot * 2 + 1, array=wrong_shape)
+    camera.script.put(EndOfStream())
+    balances = set()
+    pipeline.start()
+    while not pipeline.wait_ended(0):
+        balances.add(_balance(pipeline.state()))
+    assert balances <= {0, 1}
+    state = pipeline.state()
+    assert _balance(state) == 0
+    assert state["frames_captured"] == 350
+    assert state["frames_processed"] + state["frames_skipped"] == 300
+    assert {k: n for k, n in state["frames_discarded"].items() if n} == {
+        "duplicate": 30,
+        "out_of_order": 10,
+        "shape": 10,
+    }
+    # 600 slots from -1 to 598, of which 300 frames came.
+    assert state["frames_missed"] == 300
+
+
+def test_what_waits_is_skipped_when_a_newer_one_comes(rig):
+    """Mutations: the newest is thrown away instead of the oldest; skipped frames not counted."""
+    camera, step = ScriptedCamera(), CountingStep(frames=30)
+    pipeline = rig("stream", camera, step)
+    step.gate.clear()
+    pipeline.start()
+    camera.put(0)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    assert _balance(pipeline.state()) == 1  # the one in flight
+    camera.put(*range(1, 8), start_index=1)
+    _until(lambda: pipeline.state()["frames_skipped"] == 3)
+    assert pipeline.state()["frames_waiting"] == 4
+    assert pipeline.state()["frames_captured"] == 4
+    step.gate.set()
+    _processed(pipeline, 5)
+    assert pipeline.latest("raw").index == 7
+    assert pipeline.state()["frames_skipped"] == 3
+    # Frames 0, 4, 5, 6, 7: a skipped frame never resets the state.
+    assert _steps_in(pipeline) == 5
+    assert pipeline.state()["frames_missed"] == 0
+
+
+def test_frames_that_come_while_a_window_runs_are_in_the_next(rig):
+    """Mutation: one window for every frame, or frames skipped as in stream mode."""
+    camera, step = ScriptedCamera(), CountingStep(frames=6)
+    pipeline = rig("window", camera, step)
+    step.gate.clear()
+    pipeline.start()
+    camera.put(0, 1)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    assert pipeline.state()["frames_processed"] == 2  # they are in the window that runs
+    camera.put(2, 3, 4, 5, start_index=2)
+    _until(lambda: pipeline.state()["frames_waiting"] == 4)
+    step.gate.set()
+    _processed(pipeline, 6)
+    _until(lambda: (pipeline.latest("reconstruction") or pipeline.latest("raw")).index == 5)
+    state = pipeline.state()
+    assert state["reconstructions"] == 2
+    assert state["frames_skipped"] == 0
+    assert _steps_in(pipeline) == 6
+
+
+def test_more_than_a_window_that_waits_is_skipped(rig):
+    """Mutation: the queue of window mode has no end, or frames pass through the buffer unseen."""
+    camera, step = ScriptedCamera(), CountingStep(frames=6)
+    pipeline = rig("window", camera, step)
+    step.gate.clear()
+    pipeline.start()
+    camera.put(0, 1)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    camera.put(*range(2, 14), start_index=2)
+    _until(lambda: camera.script.empty() and pipeline.state()["frames_waiting"] == 6)
+    step.gate.set()
+    _processed(pipeline, 8)
+    _until(lambda: pipeline.latest("reconstruction").index == 13)
+    state = pipeline.state()
+    assert (state["frames_processed"], state["frames_skipped"]) == (8, 6)
+    assert state["reconstructions"] == 2
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros((16, 18), np.int32), "dtype"),
+        (np.zeros((16, 18), np.uint8), "dtype"),  # the first frame was uint16
+        (np.zeros((16, 18, 3), np.uint16), "shape"),
+    ],
+)
+def test_what_cannot_be_used_is_discarded(rig, array, reason):
+    """Mutation: any of the checks left out; the discarded frame's time counts as the newest."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    camera.put(0, 1)
+    camera.put(2, array=array)
+    camera.put(2, start_index=2)
+    pipeline.start()
+    _processed(pipeline, 3)
+    state = pipeline.state()
+    assert state["frames_discarded"][reason] == sum(state["frames_discarded"].values()) == 1
+    assert state["frames_missed"] == 0
+
+
+def test_frames_with_nan_are_discarded(rig):
+    """Mutation: NaN enters the buffer's sums and stays."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    good = _image(0).astype(np.float32)
+    bad = good.copy()
+    bad[3, 3] = np.nan
+    for slot, array in enumerate((good, bad, good)):
+        camera.put(slot, start_index=slot, array=array)
+    pipeline.start()
+    _processed(pipeline, 2)
+    assert pipeline.state()["frames_discarded"]["not_finite"] == 1
+    assert np.isfinite(pipeline.latest("mean").array).all()
+
+
+def test_a_failing_step_is_shown_and_gone_on_from(rig):
+    """Mutation: the thread dies, or the frame stays in flight for ever."""
+    camera, step = ScriptedCamera(), CountingStep()
+    step.errors.put(ModelError("the step failed"))
+    pipeline = rig(camera=camera, step=step)
+    pipeline.start()
+    camera.put(0)
+    _until(lambda: pipeline.state()["error"] == "the step failed")
+    state = pipeline.state()
+    assert (state["frames_discarded"]["failed"], _balance(state)) == (1, 0)
+    camera.put(1, 2, start_index=1)
+    _processed(pipeline, 2)
+    assert pipeline.state()["error"] is None
+
+
+# --- gaps and resets -----------------------------------------------------------------------------
+
+
+def test_missed_frames_are_counted_and_a_short_gap_resets_nothing(rig):
+    """Mutation: jitter counts as a miss; a gap of less than a second resets the stream."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    for index, slot in enumerate((0, 1.3, 2, 2.8, 7, 107)):  # 4 and 99 slots are left out
+        camera.put(slot, start_index=index)
+        _processed(pipeline, index + 1)
+    state = pipeline.state()
+    assert state["frames_missed"] == 3 + 99
+    assert state["gaps"] == 3 + 99
+    assert _steps_in(pipeline) == 6
+
+
+def test_a_gap_of_more_than_a_second_resets_the_stream(rig):
+    """Mutation: the state or the buffer's statistics live on over the gap."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    for index, slot in enumerate((0, 1, 2, 103, 104)):
+        camera.put(slot, start_index=index)
+        _processed(pipeline, index + 1)
+    state = pipeline.state()
+    assert state["frames_missed"] == 100
+    assert (state["gaps"], state["buffer"]["length"], state["warming"]) == (0, 2, True)
+    assert _steps_in(pipeline) == 2
+
+
+def test_a_window_over_a_long_gap_is_marked(rig):
+    """Mutation: window mode forgets what the contract says it marks."""
+    camera = ScriptedCamera()
+    pipeline = rig("window", camera=camera)
+    pipeline.start()
+    for index, slot in enumerate((0, 1, 2, 103, 104)):
+        camera.put(slot, start_index=index)
+        _processed(pipeline, index + 1)
+    _until(lambda: pipeline.latest("reconstruction").index == 4)
+    assert pipeline.state()["gaps"] == 100
+    assert _steps_in(pipeline) == 5
+
+
+def test_a_gap_resets_even_when_its_first_frame_is_skipped(rig):
+    """Mutation: the reset is tied to the frame after the gap and lost with it."""
+    camera, step = ScriptedCamera(), CountingStep(frames=30)
+    pipeline = rig("stream", camera, step)
+    step.gate.clear()
+    pipeline.start()
+    camera.put(0)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    camera.put(*range(200, 208), start_index=1)  # of the eight, the last four wait
+    _until(lambda: pipeline.state()["frames_skipped"] == 4)
+    step.gate.set()
+    _processed(pipeline, 5)
+    assert _steps_in(pipeline) == 4
+
+
+def test_a_slow_cameras_interval_is_no_gap(rig):
+    """Mutation: a fixed second, at which a camera of 0.5 frames per second never warms up."""
+    camera = ScriptedCamera(interval_s=2.0)
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1, 2, 3)
+    _processed(pipeline, 4)
+    assert _steps_in(pipeline) == 4
+
+
+def test_a_sensor_clock_that_begins_anew_is_followed(rig):
+    """Mutation: every frame is out of order until the old time is reached again."""
+    camera = ScriptedCamera()
+    pipeline = rig("window", camera=camera)
+    pipeline.start()
+    camera.put(1000, 1001, 1002)
+    _processed(pipeline, 3)
+    camera.put(0, 1, start_index=3)
+    _processed(pipeline, 5)
+    state = pipeline.state()
+    assert sum(state["frames_discarded"].values()) == 0
+    assert (state["buffer"]["length"], state["frames_missed"]) == (2, 0)
+
+
+@pytest.mark.parametrize("mode", ["stream", "window"])
+def test_reset_forgets_with_the_next_frame(rig, mode):
+    """Mutation: reset does nothing in one of the modes, or throws frames away."""
+    camera = ScriptedCamera()
+    pipeline = rig(mode, camera)
+    pipeline.start()
+    camera.put(0, 1, 2)
+    _processed(pipeline, 3)
+    pipeline.reset()
+    camera.put(3, 4, start_index=3)
+    _processed(pipeline, 5)
+    _until(lambda: pipeline.latest("reconstruction").index == 4)
+    assert _steps_in(pipeline) == 2
+    assert pipeline.state()["buffer"]["length"] == 2
+
+
+def test_the_mode_changes_with_the_next_frame(rig):
+    """Mutation: the new mode begins on the old mode's buffer or state."""
+    camera = ScriptedCamera()
+    pipeline = rig("stream", camera)
+    pipeline.start()
+    camera.put(0, 1, 2)
+    _processed(pipeline, 3)
+    pipeline.set_mode("window")
+    camera.put(3, 4, start_index=3)
+    _processed(pipeline, 5)
+    _until(lambda: pipeline.latest("reconstruction").index == 4)
+    assert pipeline.state()["mode"] == "window"
+    assert _steps_in(pipeline) == 2
+    pipeline.set_mode("window")  # no change, so no reset
+    camera.put(5, start_index=5)
+    _until(lambda: pipeline.latest("reconstruction").index == 5)
+    assert _steps_in(pipeline) == 3
+    with pytest.raises(ValueError, match="stream or window"):
+        pipeline.set_mode("both")
+
+
+# --- cameras that fail ---------------------------------------------------------------------------
+
+
+def test_waiting_times_double_up_to_the_longest():
+    """Mutation: no end, no beginning anew, or a first attempt that waits long."""
+    assert list(itertools.islice(backoff_delays_s(), 7)) == [0.5, 1, 2, 4, 8, 10, 10]
+
+
+def test_a_camera_that_fails_is_shown_and_opened_again(rig):
+    """Mutations: the last image is dropped; the error stays; the failed camera is not closed."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(500, 501)
+    _processed(pipeline, 2)
+    camera.open_errors = [CameraError("it is unplugged")] * 3
+    camera.script.put(CameraError("it was pulled"))
+    _until(lambda: pipeline.state()["error"] == "it is unplugged")
+    assert pipeline.latest("reconstruction").index == 1
+    _until(lambda: not camera.open_errors)
+    camera.put(0, 1, 2)
+    _processed(pipeline, 5)
+    state = pipeline.state()
+    assert state["error"] is None
+    assert (camera.opened, camera.closed) == (5, 4)
+    # It is another clock: nothing was missed, and the state does not live on.
+    assert (state["frames_missed"], _steps_in(pipeline)) == (0, 3)
+
+
+def test_a_camera_that_comes_back_in_another_size_goes_on(rig):
+    """Mutation: frames of the new size are discarded for ever."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    camera.shape = (21, 24)
+    camera.script.put(CameraError("changed"))
+    camera.put(2, 3, start_index=2)
+    _processed(pipeline, 4)
+    assert pipeline.latest("reconstruction").array.shape == (42, 48)
+    assert pipeline.state()["buffer"] == {"length": 2, "capacity": 6}
+
+
+def test_a_camera_that_stops_delivering_is_opened_again(rig):
+    """Mutation: time-outs are waited out for ever."""
+    camera, clock = ScriptedCamera(), Clock()
+    pipeline = rig(camera=camera, clock=clock)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    clock.now_s += 1.9
+    assert (camera.opened, pipeline.state()["error"]) == (1, None)
+    clock.now_s += 0.2
+    _until(lambda: camera.opened == 2)
+    assert pipeline.state()["error"] == "no frame came"
+
+
+def test_a_field_too_small_is_shown(rig):
+    """Mutation: the frames reach the step."""
+    pipeline = rig(camera=ScriptedCamera(shape=(15, 64)))
+    pipeline.start()
+    _until(lambda: pipeline.state()["error"])
+    assert "15 x 64" in pipeline.state()["error"]
+
+
+@pytest.mark.parametrize(("interval_s", "limit_s"), [(0.01, 2.0), (0.5, 5.0)])
+def test_health_is_that_frames_come(rig, interval_s, limit_s):
+    """Mutations: 2 s whatever the interval; healthy before the first frame."""
+    camera, clock = ScriptedCamera(interval_s=interval_s), Clock()
+    pipeline = rig(camera=camera, clock=clock)
+    assert not pipeline.healthy()
+    pipeline.start()
+    camera.put(0)
+    _until(pipeline.healthy)
+    clock.now_s += limit_s - 0.01
+    assert pipeline.healthy()
+    assert pipeline.state()["last_frame_age_s"] == pytest.approx(limit_s - 0.01)
+    clock.now_s += 0.02
+    assert not pipeline.healthy()
+    camera.put(1, start_index=1)
+    _until(pipeline.healthy)
+
+
+class HangingCamera(ScriptedCamera):
+    """Its read ignores the time-out; close wakes it only where told to."""
+
+    def __init__(self, wakes: bool) -> None:
+        super().__init__()
+        self.hangs = threading.Event()
+        self.released = threading.Event()
+        self.wakes = wakes
+
+    def read(self, timeout_s: float) -> Frame:
+        self.hangs.set()
+        self.released.wait(PATIENCE_S)
+        raise CameraError("closed")
+
+    def close(self) -> None:
+        super().close()
+        if self.wakes:
+            self.released.set()
+        else:
+            self.released.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_camera_that_hangs_does_not_hold_up_the_end(rig, wakes):
+    """Mutation: join without a limit, or close called by who stops and hung itself."""
+    camera = HangingCamera(wakes)
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    assert camera.hangs.wait(PATIENCE_S)
+    began_s = time.monotonic()
+    assert pipeline.stop(timeout=0.4) is wakes
+    assert time.monotonic() - began_s < 2  # the contract's limit for the whole daemon
+    camera.released.set()
+
+
+def test_stop_closes_the_camera(rig):
+    """Mutation: the camera stays open, or frames are still taken."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    assert pipeline.stop()
+    assert camera.closed == camera.opened == 1
+    assert not pipeline.healthy()
+
+
+def test_the_end_waits_for_the_last_frame(rig):
+    """Mutation: ended is told when the camera has ended, with frames still waiting."""
+    camera, step = ScriptedCamera(), CountingStep()
+    pipeline = rig(camera=camera, step=step)
+    step.gate.clear()
+    camera.put(0, 1, 2)
+    camera.script.put(EndOfStream())
+    pipeline.start()
+    _until(lambda: camera.closed == 1)
+    assert not pipeline.wait_ended(0)
+    assert not pipeline.state()["ended"]
+    step.gate.set()
+    assert pipeline.wait_ended(PATIENCE_S)
+    state = pipeline.state()
+    assert (state["ended"], state["frames_processed"], state["error"]) == (True, 3, None)
+    assert camera.opened == 1
+
+
+def test_a_pipeline_starts_once(rig):
+    """Mutation: two threads on one camera."""
+    pipeline = rig()
+    pipeline.start()
+    with pytest.raises(RuntimeError, match="once"):
+        pipeline.start()
+
+
+# --- who looks -----------------------------------------------------------------------------------
+
+
+def test_the_views_show_the_buffer(rig):
+    """Mutations: views exchanged; the mean of another number of frames; raw as it came."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera, capacity=4)
+    assert pipeline.latest("raw") is pipeline.latest("std") is None
+    pipeline.start()
+    images = [_image(index) // 16 for index in range(6)]
+    for index, image in enumerate(images):
+        camera.put(index, start_index=index, array=image.astype(np.uint8))
+        _processed(pipeline, index + 1)
+    held = pipeline._buffer.frames().astype(float)
+    raw, mean, std, image = (
+        pipeline.latest(view) for view in ("raw", "mean", "std", "reconstruction")
+    )
+    np.testing.assert_array_equal(raw.array, images[-1].astype(np.uint8))
+    assert (raw.array.dtype, raw.frames) == (np.uint16, 1)
+    np.testing.assert_allclose(mean.array, held.mean(0), rtol=1e-6)  # float32 rounding
+    np.testing.assert_allclose(std.array, held.std(0), rtol=1e-6, atol=1e-5)
+    assert (mean.frames, std.frames) == (4, 4)
+    assert (image.array.shape, image.array.dtype) == ((32, 36), np.float32)
+    assert {view.index for view in (raw, mean, std, image)} == {5}
+    assert {view.seq for view in (raw, mean, std, image)} == {raw.seq}
+    with pytest.raises(ValueError, match="a view is one of"):
+        pipeline.latest("variance")
+
+
+def test_the_deviation_is_computed_once_and_only_for_who_looks(rig, monkeypatch):
+    """Mutation: computed for every frame, or for every look."""
+    calls = []
+    std = RingBuffer.std
+    monkeypatch.setattr(RingBuffer, "std", lambda self: (calls.append(1), std(self))[1])
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    assert not calls
+    first = pipeline.latest("std")
+    assert pipeline.latest("std") is first
+    assert len(calls) == 1
+    camera.put(2, start_index=2)
+    _processed(pipeline, 3)
+    assert pipeline.latest("std").index == 2
+
+
+def test_there_is_no_reconstruction_of_one_frame(rig):
+    """Mutation: an image from the first frame on."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0)
+    _processed(pipeline, 1)
+    assert pipeline.latest("reconstruction") is None
+    assert pipeline.latest("mean") is not None
+    assert (pipeline.state()["reconstructions"], pipeline.state()["warming"]) == (0, True)
+
+
+def test_subscribers_hear_of_each_result_until_they_leave(rig):
+    """Mutations: called before the result is there; called after leaving; one error stops all."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    heard: list[int] = []
+    calls = itertools.count()
+
+    def failing() -> None:
+        next(calls)
+        raise RuntimeError("the event loop is closed")
+
+    pipeline.subscribe(failing)
+    leave = pipeline.subscribe(lambda: heard.append(pipeline.latest("raw").index))
+    pipeline.start()
+    for index in range(3):
+        camera.put(index, start_index=index)
+        _until(lambda index=index: heard == list(range(index + 1)))
+    assert next(calls) == 1
+    leave()
+    leave()
+    camera.put(3, start_index=3)
+    _processed(pipeline, 4)
+    assert heard == [0, 1, 2]
+
+
+def test_latency_is_from_arrival_to_result(rig):
+    """Mutation: measured from the sensor's clock, or only the step's time."""
+    camera, step, clock = ScriptedCamera(), CountingStep(), Clock()
+    pipeline = rig(camera=camera, step=step, clock=clock)
+    pipeline.start()
+    camera.put(0)
+    _processed(pipeline, 1)
+    assert pipeline.state()["latency_ms"] == {"p50": None, "p95": None}
+    step.gate.clear()
+    camera.put(1, start_index=1)
+    for _ in range(2):
+        assert step.entered.acquire(timeout=PATIENCE_S)
+    clock.now_s += 0.5
+    step.gate.set()
+    _processed(pipeline, 2)
+    assert pipeline.state()["latency_ms"]["p50"] == pytest.approx(500)
+
+
+def test_the_state_has_the_fields_of_the_contract(rig):
+    """Mutation: a field renamed or left out, before frames as well as after."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    assert set(pipeline.state()) == STATE_FIELDS
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    state = pipeline.state()
+    assert set(state) == STATE_FIELDS
+    assert state["model"] == {"name": "counting", "sha256": "ab" * 32}
+    assert (state["camera"], state["mode"]) == ("scripted", "stream")
+    assert state["frame_interval_s"] == INTERVAL_S

@@ -1,0 +1,327 @@
+"""Window and stream modes over a step whose output can be told beforehand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from device.camera import Frame
+from device.model import Manifest
+from device.normalize import NormalizationSettings, measure
+from device.reconstructor import (
+    ReconstructionError,
+    Reconstructor,
+    reconstruct_stream,
+    reconstruct_window,
+)
+from device.ring_buffer import RingBuffer
+
+
+class AddingStep:
+    """Its image is the sum of all frames since the zero state, each pixel doubled in y and x."""
+
+    name, sha256 = "adding", "0" * 64
+
+    def __init__(self, frames: int = 5, multiple: int = 2, extra: tuple[str, ...] = ()) -> None:
+        frame = {"shape": (1, 32, 32, 1)}
+        inputs = {"frame": frame, "mean": frame, "h": frame}
+        inputs |= {name: frame for name in extra}
+        if "psf_sigma_px" in extra:
+            inputs["psf_sigma_px"] = {"shape": (1, 1)}
+        self.manifest = Manifest(
+            format=1,
+            name="adding",
+            version="1",
+            signature="step",
+            frames=frames,
+            upsampling=2,
+            size_multiple=multiple,
+            inputs=inputs,
+            outputs={"image": {"shape": (1, 64, 64, 1)}, "h_out": frame},
+            state={"h": "h_out"},
+            normalization={
+                "background_percentile": 5,
+                "scale_percentile": 99.5,
+                "min_contrast_sem": 3,
+            },
+            psf_sigma_px=(1.0, 3.0),
+        )
+        self.size: tuple[int, int] | None = None
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def resize(self, height: int, width: int) -> None:
+        assert height % self.manifest.size_multiple == width % self.manifest.size_multiple == 0
+        self.size = (height, width)
+
+    def zero_state(self) -> dict[str, np.ndarray]:
+        return {"h": np.zeros((1, *self.size, 1), np.float32)}
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert set(inputs) == set(self.manifest.inputs)
+        assert inputs["frame"].shape == inputs["mean"].shape == (1, *self.size, 1)
+        assert all(array.dtype == np.float32 for array in inputs.values())
+        self.seen.append(inputs)
+        h_out = inputs["h"] + inputs["frame"]
+        return {"image": h_out.repeat(2, axis=1).repeat(2, axis=2), "h_out": h_out}
+
+
+def _stack(count: int = 12, shape: tuple[int, int] = (17, 22), dtype: str = "uint16") -> np.ndarray:
+    rng = np.random.default_rng(5)
+    return (100 + rng.gamma(2, 40, (count, *shape))).clip(0, 255).astype(dtype)  # (T, H, W)
+
+
+def _doubled(image: np.ndarray) -> np.ndarray:
+    return image.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def _run(reconstructor: Reconstructor, stack: np.ndarray, buffer: RingBuffer, interval_ns: int = 1):
+    results = []
+    for index, array in enumerate(stack):
+        frame = Frame(array, index * interval_ns, index)
+        buffer.push(frame)
+        results.append(reconstructor.push(frame, buffer))
+    return results
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 22), (33, 19), (128, 40)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_window_is_its_frames_by_its_own_statistics(shape, dtype):
+    """Mutations: each frame scaled by itself; background left in or added back; no crop."""
+    stack = _stack(5, shape, dtype)
+    result = reconstruct_window(AddingStep(), stack)
+    background = measure(stack.mean(0)).background
+    # Sum of five frames above background: float32 sums, a scale divided out and multiplied in.
+    expected = _doubled((stack.astype(np.float64) - background).sum(0))
+    np.testing.assert_allclose(result.image, expected, rtol=1e-5, atol=1e-2)
+    assert result.image.dtype == np.float32
+    assert result.scaling.scale == pytest.approx(measure(stack.mean(0)).scale, rel=1e-6)
+
+
+def test_a_long_stack_gives_its_last_window():
+    """Mutation: the first frames are used, or all."""
+    stack = _stack(12)
+    long, last = (reconstruct_window(AddingStep(), frames) for frames in (stack, stack[-5:]))
+    np.testing.assert_array_equal(long.image, last.image)
+    assert (long.index, last.index) == (11, 4)
+    assert (long.frames, long.warming) == (5, False)
+
+
+def test_a_short_stack_is_warming():
+    """Mutation: warming is counted against the buffer instead of the model's window."""
+    result = reconstruct_window(AddingStep(), _stack(3))
+    assert (result.frames, result.warming) == (3, True)
+
+
+def test_the_live_window_equals_the_window_of_a_file():
+    """Mutation: state carried from window to window; order of the ring instead of time."""
+    stack = _stack(12)
+    step = AddingStep()
+    live = _run(Reconstructor(step, "window"), stack, RingBuffer(5, stack.shape[1:], stack.dtype))
+    assert live[0] is None
+    for end in (2, 5, 9, 12):
+        expected = reconstruct_window(AddingStep(), stack[:end][-5:])
+        np.testing.assert_array_equal(live[end - 1].image, expected.image)
+        assert live[end - 1].frames == min(end, 5)
+
+
+def test_the_stream_carries_its_state_and_looks_only_back():
+    """Mutations: state not carried; statistics of all frames; a later frame changes an image."""
+    stack = _stack(12)
+    step = AddingStep()
+    images = [result.image for result in reconstruct_stream(step, stack)]
+    assert len(images) == 12
+    state = 0.0
+    for index, image in enumerate(images):
+        mean = stack[max(0, index - 4) : index + 1].mean(0)  # the last 5 frames at most
+        scaling = measure(mean)
+        state = state + (stack[index] - scaling.background) / scaling.scale
+        np.testing.assert_allclose(image, _doubled(state * scaling.scale), rtol=1e-4, atol=1e-2)
+        given = step.seen[index]["mean"][0, :17, :22, 0]
+        np.testing.assert_allclose(given, scaling.normalize(mean), atol=1e-4)
+    early = [result.image for result in reconstruct_stream(AddingStep(), stack[:7])]
+    np.testing.assert_array_equal(early, images[:7])
+
+
+def test_the_live_stream_equals_the_stream_of_a_file_from_its_second_frame():
+    """Mutation: the first frame is not fed to the step because no image is shown for it."""
+    stack = _stack(8)
+    buffer = RingBuffer(5, stack.shape[1:], stack.dtype)
+    live = _run(Reconstructor(AddingStep(), "stream"), stack, buffer)
+    file = list(reconstruct_stream(AddingStep(), stack))
+    assert live[0] is None
+    for ours, theirs in zip(live[1:], file[1:], strict=True):
+        np.testing.assert_array_equal(ours.image, theirs.image)
+    assert [r.frames for r in live[1:]] == [2, 3, 4, 5, 5, 5, 5]
+    assert [r.warming for r in live[1:]] == [True] * 3 + [False] * 4
+
+
+def test_reset_begins_anew():
+    """Mutation: reset keeps the state, the count or the frame before."""
+    stack = _stack(6)
+    step = AddingStep(extra=("previous",))
+    reconstructor = Reconstructor(step, "stream")
+    buffer = RingBuffer(5, stack.shape[1:], stack.dtype)
+    _run(reconstructor, stack[:3], buffer)
+    reconstructor.reset()
+    buffer.clear()
+    again = _run(reconstructor, stack[3:], buffer)
+    fresh = list(reconstruct_stream(AddingStep(), stack[3:]))
+    assert again[0] is None
+    np.testing.assert_array_equal(again[2].image, fresh[2].image)
+    np.testing.assert_array_equal(step.seen[3]["previous"], step.seen[3]["frame"])
+
+
+def test_another_size_begins_anew():
+    """Mutation: the state of the old size is given to the step of the new."""
+    reconstructor = Reconstructor(AddingStep(), "stream")
+    for shape in ((16, 16), (20, 31)):
+        stack = _stack(3, shape)
+        results = _run(reconstructor, stack, RingBuffer(5, shape, stack.dtype))
+        assert results[0] is None
+        assert results[2].image.shape == (2 * shape[0], 2 * shape[1])
+        assert results[2].frames == 3
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 4, 16])
+def test_padding_reflects_and_leaves_the_grid_alone(multiple):
+    """Mutations: padding above and to the left (shifts the grid); zeros; the edge pixel twice."""
+    stack = _stack(2, (17, 22))
+    step = AddingStep(multiple=multiple)
+    result = reconstruct_window(step, stack)
+    given = step.seen[0]["frame"][0, :, :, 0]
+    assert given.shape[0] % multiple == given.shape[1] % multiple == 0
+    assert given.shape[0] - 17 < multiple
+    np.testing.assert_array_equal(given[:17, :22], result.scaling.normalize(stack[0]))
+    mirror = np.pad(
+        given[:17, :22], ((0, given.shape[0] - 17), (0, given.shape[1] - 22)), "reflect"
+    )
+    np.testing.assert_array_equal(given, mirror)
+    assert result.image.shape == (34, 44)
+
+
+def test_previous_is_the_frame_before_in_the_scale_of_now():
+    """Mutation: previous keeps the scale of its own time, or is the frame itself."""
+    stack = _stack(4)
+    step = AddingStep(extra=("previous",))
+    results = list(reconstruct_stream(step, stack))
+    for index in (1, 2, 3):
+        given = step.seen[index]["previous"][0, :17, :22, 0]
+        np.testing.assert_array_equal(given, results[index].scaling.normalize(stack[index - 1]))
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 2.0), (1.3, 1.3)])
+def test_the_psf_width_is_given_to_models_that_ask(given, expected):
+    """Mutation: the width asked for is ignored, or a default other than the range's middle."""
+    step = AddingStep(extra=("psf_sigma_px",))
+    reconstruct_window(step, _stack(3), psf_sigma_px=given)
+    np.testing.assert_array_equal(step.seen[0]["psf_sigma_px"], np.float32([[expected]]))
+
+
+def test_a_constant_stack_gives_a_constant_and_the_verdict():
+    """Mutation: division by a scale of 0."""
+    stack = np.full((5, 20, 20), 77, np.uint8)
+    result = reconstruct_window(AddingStep(), stack)
+    assert result.nothing_to_see
+    assert not result.image.any()
+
+
+def test_noise_alone_has_the_verdict_and_a_sample_has_not():
+    """Mutation: the buffer's standard error is not handed to the measurement."""
+    rng = np.random.default_rng(0)
+    noise = rng.poisson(100, (5, 64, 64)).astype(np.uint16)
+    sample = noise.copy()
+    sample[:, 20:40, 20:40] += 200
+    assert reconstruct_window(AddingStep(), noise).nothing_to_see
+    assert not reconstruct_window(AddingStep(), sample).nothing_to_see
+
+
+@pytest.mark.parametrize("mode", ["stream", "window"])
+def test_gaps_span_and_newest_frame_are_told(mode):
+    """Mutation: the oldest frame's time, or gaps of frames that left the window."""
+    stack = _stack(8)
+    reconstructor = Reconstructor(AddingStep(), mode, interval_s=0.01)
+    buffer = RingBuffer(5, stack.shape[1:], stack.dtype)
+    for index, (array, slot) in enumerate(zip(stack, (0, 1, 4, 5, 6, 8, 9, 10), strict=True)):
+        frame = Frame(array, slot * 10_000_000, index)
+        buffer.push(frame)
+        result = reconstructor.push(frame, buffer)
+    assert (result.gaps, result.index, result.timestamp_ns) == (1, 7, 100_000_000)
+    assert result.span_ms == pytest.approx(50)  # slots 5 to 10
+    assert result.mode == mode
+
+
+def test_the_manifests_numbers_are_used():
+    """Mutation: the normalization's defaults instead of the manifest's numbers."""
+    step = AddingStep()
+    other = NormalizationSettings(50.0, 90.0, 3.0)
+    numbers = SimpleNamespace(settings=lambda: other)
+    step.manifest = SimpleNamespace(**{**dict(step.manifest), "normalization": numbers})
+    stack = _stack(5)
+    result = reconstruct_window(step, stack)
+    assert result.scaling.background == pytest.approx(
+        measure(stack.mean(0), settings=other).background, rel=1e-6
+    )
+
+
+def _with_nan() -> np.ndarray:
+    stack = _stack(5, dtype="float32")
+    stack[3, 2, 2] = np.nan
+    return stack
+
+
+BAD = {
+    "one frame": (_stack(1), "at least 2 frames"),
+    "an image": (_stack(1)[0], "at least 2 frames"),
+    "too small": (_stack(5, (15, 40)), "shape"),
+    "colour": (np.zeros((5, 20, 20, 3), np.uint8), "at least 2 frames|shape"),
+    "not finite": (_with_nan(), "frame 3 has pixels that are not finite"),
+    "another type": (np.zeros((5, 20, 20), np.int32), "type int32"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_window_is_refused_with_a_sentence(what):
+    """Mutation: any one of the checks left out (each row is one)."""
+    stack, words = BAD[what]
+    with pytest.raises(ReconstructionError, match=words):
+        reconstruct_window(AddingStep(), stack)
+
+
+@pytest.mark.parametrize("what", ["too small", "colour", "not finite", "another type"])
+def test_a_bad_stream_is_refused_with_a_sentence(what):
+    """Mutation: only windows are checked."""
+    with pytest.raises(ReconstructionError):
+        list(reconstruct_stream(AddingStep(), BAD[what][0]))
+
+
+def test_a_stream_that_changes_is_refused():
+    """Mutation: the ring buffer's ValueError reaches the user."""
+    frames = [_stack(1)[0], _stack(1, (16, 16))[0]]
+    with pytest.raises(ReconstructionError, match="the first uint16"):
+        list(reconstruct_stream(AddingStep(), frames))
+
+
+def test_a_stream_is_taken_one_by_one():
+    """Mutation: the whole stack is read before the first image (memory grows with its length)."""
+    taken = []
+
+    def frames():
+        for array in _stack(4):
+            taken.append(1)
+            yield array
+
+    next(reconstruct_stream(AddingStep(), frames()))
+    assert len(taken) == 1
+
+
+def test_an_empty_stream_gives_nothing():
+    """Mutation: StopIteration inside the generator."""
+    assert list(reconstruct_stream(AddingStep(), [])) == []
+
+
+def test_there_are_two_modes():
+    """Mutation: any word is taken for stream."""
+    with pytest.raises(ValueError, match="stream or window"):
+        Reconstructor(AddingStep(), "both")
