@@ -104,7 +104,8 @@ def write_ometiff(
     pixel_size_um : float, optional
         Side of a pixel of these images in um.
     annotations : mapping, optional
-        Names and values that the file carries, in an OME map annotation of our namespace.
+        Names and values that the file carries, in an OME map annotation of our namespace; None is
+        left out. Read when the last image was taken, so that `images` may add to it.
 
     Raises
     ------
@@ -113,8 +114,7 @@ def write_ometiff(
     Exception
         Whatever `images` raises; nothing is left behind then.
     """
-    metadata = _ome_metadata(pixel_size_um, annotations or {})
-    pages = _Pages(images)
+    pages = _Pages(images, annotations or {})
     try:
         with (
             whole_or_nothing(path) as beside,
@@ -126,7 +126,7 @@ def write_ometiff(
                 dtype=np.float32,
                 photometric="minisblack",
                 software=NAMESPACE,
-                metadata=metadata,
+                metadata=_ome_metadata(pixel_size_um, pages.notes),
             )
     except OSError as error:
         if error is pages.error:
@@ -138,10 +138,16 @@ def write_ometiff(
 
 
 class _Pages:
-    """The images as float32 pages; remembers an error of their source, which is not the disk's."""
+    """The images as float32 pages.
 
-    def __init__(self, images: Iterable[np.ndarray]) -> None:
+    Remembers an error of their source, which is not the disk's. Fills `notes` after the last page;
+    tifffile writes them when it closes the file.
+    """
+
+    def __init__(self, images: Iterable[np.ndarray], annotations: Mapping[str, object]) -> None:
         self._images = images
+        self._annotations = annotations
+        self.notes = {"Namespace": NAMESPACE}
         self.error: OSError | None = None
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -151,15 +157,12 @@ class _Pages:
         except OSError as error:
             self.error = error
             raise
+        given = self._annotations.items()
+        self.notes.update({name: str(value) for name, value in given if value is not None})
 
 
-def _ome_metadata(
-    pixel_size_um: float | None, annotations: Mapping[str, object]
-) -> dict[str, object]:
-    metadata: dict[str, object] = {"axes": "TYX"}
-    if annotations:
-        values = {name: str(value) for name, value in annotations.items()}
-        metadata["MapAnnotation"] = {"Namespace": NAMESPACE, **values}
+def _ome_metadata(pixel_size_um: float | None, notes: dict[str, str]) -> dict[str, object]:
+    metadata: dict[str, object] = {"axes": "TYX", "MapAnnotation": notes}
     if pixel_size_um is not None:
         for axis in "XY":
             metadata[f"PhysicalSize{axis}"] = pixel_size_um

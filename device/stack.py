@@ -13,7 +13,6 @@ import struct
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -257,6 +256,8 @@ class TiffStack(Stack):
         The file is damaged, or its axes or type are not those of a stack.
     """
 
+    _pages: list[tifffile.TiffPage | tifffile.TiffFrame | None]
+
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
@@ -275,9 +276,9 @@ class TiffStack(Stack):
     def _set_up(self) -> None:
         series = _one_series(self._file, self.path)
         if series is None:
-            self._data_offset, self._pages = None, list(self._file.pages)
+            self._data_offset, self._pages = None, list(iter(self._file.pages))
         else:
-            self._data_offset, self._pages = series.dataoffset, [*iter(series.pages)]
+            self._data_offset, self._pages = series.dataoffset, list(iter(series.pages))
         page = self._file.pages.first
         self._frames = len(self._pages) if series is None else int(series.shape[0])
         self.height, self.width = page.imagelength, page.imagewidth
@@ -303,7 +304,9 @@ class TiffStack(Stack):
 
     def _read_stored(self, index: int) -> np.ndarray:
         if self._data_offset is None:
-            return self._pages[index].asarray()
+            page = self._pages[index]
+            assert page is not None, "refused when the file was opened"
+            return page.asarray()
         # Uncompressed and in one piece: ImageJ files above 4 GB have a single page for all frames.
         offset = self._data_offset + index * self._frame_bytes
         pixels = self._file.filehandle.read_array(
@@ -475,6 +478,7 @@ class VideoStack(Stack):
         self.path = path
         self._capture = self._opened()
         self._next = 0
+        self._frames: int | None = None
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
         self.width = int(self._capture.get(cv2.CAP_PROP_FRAME_WIDTH))
 
@@ -487,15 +491,16 @@ class VideoStack(Stack):
             )
         return capture
 
-    @cached_property
+    @property
     def frames(self) -> int:
         """Number of frames; counted by decoding, since what a container claims is an estimate."""
-        capture = self._opened()
-        count = 0
-        while capture.grab():
-            count += 1
-        capture.release()
-        return count
+        if self._frames is None:
+            capture = self._opened()
+            self._frames = 0
+            while capture.grab():
+                self._frames += 1
+            capture.release()
+        return self._frames
 
     def _read(self, index: int) -> np.ndarray | None:
         if index < self._next:
@@ -503,10 +508,12 @@ class VideoStack(Stack):
             self._capture, self._next = self._opened(), 0
         while self._next < index:
             if not self._capture.grab():
+                self._frames = self._next  # so that a live replay need not decode again to count
                 return None
             self._next += 1
         decoded, colour = self._capture.read()  # (H, W, 3)
         if not decoded:
+            self._frames = self._next
             return None
         self._next += 1
         return linear_luma(colour)

@@ -1,0 +1,318 @@
+"""The command line: ``learn2sofi run | reconstruct | config``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from device.camera import Camera, CameraError
+from device.errors import FaultError, Learn2sofiError, UserError
+from device.settings import Settings
+
+if TYPE_CHECKING:
+    from device.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+DEMO_STACK = Path(__file__).resolve().parent.parent / "demo" / "demo.tif"
+_INTERRUPTED = 130
+_STOP_TIMEOUT_S = 1.0
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaint is one sentence, like that of everything else."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; expected what `{self.prog} --help` lists; correct the command")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; default is those of the process.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 1 for a fault, 2 for bad input.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if argv is None and not debug:
+        sys.excepthook = _one_sentence
+    try:
+        options = _parser().parse_args(arguments)
+        _set_up_logging("debug" if debug else "info")
+        options.command(options)
+    except (Learn2sofiError, CameraError) as error:
+        _complain(error, debug)
+        return getattr(error, "exit_code", FaultError.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("learn2sofi: interrupted; nothing was left behind\n")
+        return _INTERRUPTED
+    return 0
+
+
+def _complain(error: Exception, debug: bool) -> None:
+    if debug:
+        log.error("traceback:", exc_info=error)
+    sys.stderr.write(f"learn2sofi: {error}\n")
+
+
+def _one_sentence(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Report a fault of ours; Python then ends with exit code 1."""
+    sys.stderr.write(
+        f"learn2sofi: internal fault ({kind.__name__}: {error}); this was not expected; "
+        "run again with --debug and report what it shows\n"
+    )
+
+
+def _set_up_logging(level: str) -> None:
+    # To stderr: stdout is for what a command has to say.
+    logging.basicConfig(
+        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our sentence says it once
+
+
+# --- the commands' options ------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="learn2sofi", description="Live super-resolution on a Raspberry Pi.")
+    parser.add_argument("--version", action="version", version=version("learn2sofi"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = _Parser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="log everything; show tracebacks")
+    _add_run(commands.add_parser("run", parents=[common], help="serve the live page"))
+    _add_reconstruct(
+        commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded stack")
+    )
+    config = commands.add_parser(
+        "config", parents=[common], help="show every setting and where it came from"
+    )
+    _add_settings(config)
+    config.set_defaults(command=_config)
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that override settings; each is named after its setting."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML)")
+    parser.add_argument("--camera", metavar="CAMERA", help="demo or replay:PATH")
+    parser.add_argument("--fps", metavar="N", help="frame rate of a replayed stack")
+    parser.add_argument("--mode", metavar="stream|window", help="kind of reconstruction")
+    parser.add_argument("--model", metavar="FILE", help="model file (.tflite)")
+    parser.add_argument("--threads", metavar="N", help="threads of the model's runtime")
+    parser.add_argument("--host", metavar="ADDR", help="address to serve at")
+    parser.add_argument("--port", metavar="N", help="port to serve at, 0 for any")
+    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    _add_settings(parser)
+    parser.add_argument("--once", action="store_true", help="end with the end of the stack")
+    parser.set_defaults(command=_run)
+
+
+def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="TIFF stack or video")
+    parser.add_argument("target", type=Path, metavar="OUT.tif", help="float32 OME-TIFF to write")
+    parser.add_argument("--mode", choices=("window", "stream"), default="window")
+    parser.add_argument("--every", type=int, metavar="N", help="window: an image every N frames")
+    parser.add_argument("--frames", type=_frames, default=(None, None), metavar="A:B")
+    parser.add_argument("--roi", type=_roi, metavar="Y,X,H,W", help="region in px")
+    parser.add_argument("--model", type=Path, metavar="FILE", help="model file (.tflite)")
+    optics = parser.add_argument_group("optics, for models that ask for the PSF's width")
+    optics.add_argument("--psf-sigma-px", type=_positive, metavar="S", help="sigma of the PSF")
+    optics.add_argument("--na", type=_positive, metavar="NA", help="numerical aperture")
+    optics.add_argument("--wavelength-nm", type=_positive, metavar="L", help="of the emission")
+    optics.add_argument("--pixel-nm", type=_positive, metavar="P", help="in the sample plane")
+    parser.set_defaults(command=_reconstruct)
+
+
+def _frames(text: str) -> tuple[int | None, int | None]:
+    first, colon, end = text.partition(":")
+    if not colon or not all(part == "" or part.isdecimal() for part in (first, end)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not A:B with whole numbers from 0")
+    return int(first) if first else None, int(end) if end else None
+
+
+def _roi(text: str) -> tuple[int, int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not Y,X,H,W with whole numbers from 0")
+    top, left, height, width = map(int, parts)
+    return top, left, height, width
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+# --- config ---------------------------------------------------------------------------------------
+
+
+def _settings(options: argparse.Namespace, **more: object) -> Settings:
+    given = {name: getattr(options, name) for name in Settings.model_fields if name in options}
+    return Settings.load(options.config, **{**given, **more})
+
+
+def _config(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    for name, value in settings.model_dump(mode="json").items():
+        shown = "" if value is None else json.dumps(value)
+        sys.stdout.write(f"{name:<10} {shown:<30} {settings.origin(name)}\n")
+
+
+# --- reconstruct ----------------------------------------------------------------------------------
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    # Imported here, so that `config` and a misspelt command answer at once.
+    from device.offline import Job, reconstruct_file
+
+    if options.every is not None and options.mode == "stream":
+        raise UserError(
+            "--every is for windows, and a stream has an image for every frame; expected one or "
+            "the other; leave out --every or --mode stream"
+        )
+    job = Job(
+        source=options.source,
+        target=options.target,
+        mode=options.mode,
+        every=options.every,
+        frames=options.frames,
+        roi=options.roi,
+        model=options.model,
+        psf_sigma_px=_psf_sigma_px(options),
+        pixel_size_um=options.pixel_nm and options.pixel_nm / 1000,
+    )
+    # SIGTERM ends like Ctrl-C does: by an exception, so that nothing half-written stays.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        reconstruct_file(job)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _psf_sigma_px(options: argparse.Namespace) -> float | None:
+    """Take the PSF's width in px as given, or from the optics.
+
+    The Gaussian that fits a widefield PSF best has sigma = 0.21 wavelength / NA (Zhang, Zerubia
+    and Olivo-Marin, Applied Optics 46, 2007, table 1).
+    """
+    optics = (options.na, options.wavelength_nm, options.pixel_nm)
+    given = [value for value in optics if value is not None]
+    if options.psf_sigma_px is not None and (options.na or options.wavelength_nm):
+        raise UserError(
+            "--psf-sigma-px and --na, --wavelength-nm say the same twice; expected one of the two "
+            "ways; leave one out"
+        )
+    if (options.na or options.wavelength_nm) and len(given) < len(optics):
+        raise UserError(
+            "the PSF's width follows from --na, --wavelength-nm and --pixel-nm together; expected "
+            "all three; add what is missing, or give --psf-sigma-px"
+        )
+    if options.na is None:
+        return options.psf_sigma_px
+    return 0.21 * options.wavelength_nm / options.na / options.pixel_nm
+
+
+# --- run ------------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = _settings(options, loop=False if options.once else None)
+    if not options.debug:
+        _set_up_logging(settings.log_level)
+    with _Stopper() as stopper:
+        _serve(settings, stopper, once=options.once)
+
+
+class _Stopper:
+    """Turns SIGTERM and SIGINT into an event, from before the camera opens until it is closed."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._before = {
+            number: signal.signal(number, self._handle)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.event.set()
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
+    from device.model import load_step
+    from device.pipeline import Pipeline
+    from device.server import bind, create_app, serve
+
+    bind(settings.host, settings.port).close()  # a port in use is told before the camera opens
+    camera = _camera(settings)
+    pipeline = Pipeline(camera, load_step(settings.model, settings.threads), settings.mode)
+    pipeline.start()
+    try:
+        if once:
+            threading.Thread(
+                target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
+            ).start()
+        serve(create_app(pipeline), settings.host, settings.port, _say_ready, stopper.event)
+    finally:
+        pipeline.stop(_STOP_TIMEOUT_S)
+
+
+def _stop_at_end(pipeline: Pipeline, stop: threading.Event) -> None:
+    pipeline.wait_ended()
+    stop.set()
+
+
+def _say_ready(address: str) -> None:
+    sys.stdout.write(f"ready {address}\n")
+    sys.stdout.flush()  # who started us may read a pipe
+
+
+def _camera(settings: Settings) -> Camera:
+    """Make the camera; a recording that cannot be played is refused now, not shown later."""
+    from device.replay import ReplayCamera
+    from device.stack import open_stack
+
+    kind, _, path = settings.camera.partition(":")
+    if kind == "demo" and not path:
+        path = str(DEMO_STACK)
+    elif kind != "replay" or not path:
+        raise UserError(
+            f"camera '{settings.camera}' (from {settings.origin('camera')}) is not known; "
+            "expected demo or replay:PATH; correct it"
+        )
+    open_stack(path).close()
+    return ReplayCamera(path, settings.fps, settings.loop)

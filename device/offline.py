@@ -1,0 +1,271 @@
+"""From a recorded stack to a reconstructed one, in the memory of one window."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from device.errors import UserError
+from device.model import Step, load_step
+from device.ometiff import check_output, write_ometiff
+from device.reconstructor import (
+    Mode,
+    Reconstruction,
+    reconstruct_stream,
+    reconstruct_window,
+)
+from device.stack import MIN_FRAMES, MIN_SIDE_PX, Stack, open_stack
+
+log = logging.getLogger(__name__)
+
+
+class JobError(UserError):
+    """What was asked for does not fit the stack; the text is one sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to reconstruct, and how.
+
+    Attributes
+    ----------
+    source, target : Path
+        The recorded stack, and the OME-TIFF to be written.
+    mode : str
+        ``window``: one image from the last frames, or one per `every` frames; ``stream``: one
+        image for each frame.
+    every : int or None
+        In window mode: an image after every so many frames.
+    frames : tuple of int, or None
+        First frame, from 0, and the one behind the last; None for the stack's begin or end.
+    roi : tuple of int or None
+        Region in px: Y, X, height, width.
+    model : Path or None
+        Model file; None is the newest int8 model.
+    psf_sigma_px : float or None
+        Width of the PSF in input px, for models that ask for it.
+    pixel_size_um : float or None
+        Side of an input pixel in um; None is what the stack tells.
+    """
+
+    source: Path
+    target: Path
+    mode: Mode = "window"
+    every: int | None = None
+    frames: tuple[int | None, int | None] = (None, None)
+    roi: tuple[int, int, int, int] | None = None
+    model: Path | None = None
+    psf_sigma_px: float | None = None
+    pixel_size_um: float | None = None
+
+
+def reconstruct_file(job: Job) -> None:
+    """Do a job; a progress bar is shown where stderr is a terminal.
+
+    Parameters
+    ----------
+    job : Job
+        What to reconstruct.
+
+    Raises
+    ------
+    UserError
+        Stack, model, output or the job itself is not usable; nothing is left behind.
+    FaultError
+        The output could not be written; nothing is left behind.
+    """
+    check_output(job.target)
+    with open_stack(job.source) as stack:
+        if job.target.exists() and job.target.samefile(job.source):
+            raise JobError(f"{job.target}: is the input; expected another file; rename the output")
+        selection = _Selection(stack, job)
+        step = load_step(job.model)
+        _note_psf(step, job.psf_sigma_px)
+        _write(job, step, selection)
+
+
+def _write(job: Job, step: Step, selection: _Selection) -> None:
+    annotations = _annotations(job, step, selection)
+    log.info("%s: %d images from %s", job.target, selection.images, job.source)
+    with tqdm(total=selection.frames, unit="frame", disable=None) as bar:
+        results = _results(job, step, selection, bar.update)
+        write_ometiff(
+            job.target,
+            _noting_scales(results, annotations),
+            _output_shape(step, selection),
+            pixel_size_um=_output_pixel_size_um(job, step, selection),
+            annotations=annotations,
+        )
+
+
+def _output_shape(step: Step, selection: _Selection) -> tuple[int, int, int]:
+    upsampling = step.manifest.upsampling
+    return selection.images, upsampling * selection.height, upsampling * selection.width
+
+
+def _output_pixel_size_um(job: Job, step: Step, selection: _Selection) -> float | None:
+    pixel_size_um = job.pixel_size_um or selection.pixel_size_um
+    return None if pixel_size_um is None else pixel_size_um / step.manifest.upsampling
+
+
+def _results(
+    job: Job, step: Step, selection: _Selection, progress: Callable[[int], object]
+) -> Iterator[Reconstruction]:
+    if job.mode == "stream":
+        frames = _counted(selection.read_all(), progress)
+        yield from reconstruct_stream(step, frames, job.psf_sigma_px)
+        return
+    for window, new_frames in windows(selection.read, selection.ends, step.manifest.frames):
+        yield reconstruct_window(step, window, job.psf_sigma_px)
+        progress(new_frames)
+
+
+def _counted(
+    frames: Iterable[np.ndarray], progress: Callable[[int], object]
+) -> Iterator[np.ndarray]:
+    for frame in frames:
+        yield frame
+        progress(1)
+
+
+def windows(
+    read: Callable[[int], np.ndarray], ends: Iterable[int], length: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the last frames before each end, reading every frame once at most.
+
+    Parameters
+    ----------
+    read : callable
+        Gives frame k, (H, W).
+    ends : iterable of int
+        Growing; an end is the frame behind a window's last.
+    length : int
+        Longest window in frames; the first ones may be shorter.
+
+    Yields
+    ------
+    tuple of ndarray and int
+        The window (T, H, W), and by how many frames its end lies behind the one before.
+    """
+    held: deque[np.ndarray] = deque(maxlen=length)
+    following, last_end = 0, 0
+    for end in ends:
+        if end - length > following:
+            held.clear()
+            following = end - length
+        while following < end:
+            held.append(read(following))
+            following += 1
+        yield np.stack(held), end - last_end  # (T, H, W)
+        last_end = end
+
+
+class _Selection:
+    """The frames and the region of a stack that a job is about, numbered from 0."""
+
+    def __init__(self, stack: Stack, job: Job) -> None:
+        self._stack = stack
+        first, end = job.frames
+        self._first = first or 0
+        self._end = stack.frames if end is None else end
+        self._check_frames()
+        self.frames = self._end - self._first
+        top, left, self.height, self.width = job.roi or (0, 0, stack.height, stack.width)
+        self._region = np.s_[top : top + self.height, left : left + self.width]
+        self._check_region(top, left)
+        self.ends = self._window_ends(job.every)
+        self.images = self.frames if job.mode == "stream" else len(self.ends)
+        self.pixel_size_um = stack.pixel_size_um
+
+    def read(self, index: int) -> np.ndarray:
+        """Read frame `index` of the selection, (H, W)."""
+        return np.ascontiguousarray(self._stack.read(self._first + index)[self._region])
+
+    def read_all(self) -> Iterator[np.ndarray]:
+        """Read the frames one by one, each (H, W)."""
+        return (self.read(index) for index in range(self.frames))
+
+    def _check_frames(self) -> None:
+        count = self._stack.frames
+        if self._end > count or self._end - self._first < MIN_FRAMES:
+            raise JobError(
+                f"--frames {self._first}:{self._end} does not fit the {count} frames of "
+                f"{self._stack.path}; expected A:B with 0 <= A, A + {MIN_FRAMES} <= B <= {count} "
+                "(B is not included); choose other frames"
+            )
+
+    def _check_region(self, top: int, left: int) -> None:
+        inside = top + self.height <= self._stack.height and left + self.width <= self._stack.width
+        if not inside or min(self.height, self.width) < MIN_SIDE_PX:
+            raise JobError(
+                f"--roi {top},{left},{self.height},{self.width} does not fit frames of "
+                f"{self._stack.height} x {self._stack.width} px; expected Y,X,H,W inside them, H "
+                f"and W at least {MIN_SIDE_PX}; choose another region"
+            )
+
+    def _window_ends(self, every: int | None) -> range:
+        if every is None:
+            return range(self.frames, self.frames + 1)
+        if not MIN_FRAMES <= every <= self.frames:
+            raise JobError(
+                f"--every {every} does not fit {self.frames} frames; expected {MIN_FRAMES} to "
+                f"{self.frames}; choose another number, or --mode stream for an image every frame"
+            )
+        return range(every, self.frames + 1, every)
+
+
+def _note_psf(step: Step, psf_sigma_px: float | None) -> None:
+    """Say what a given PSF width means for this model."""
+    if psf_sigma_px is None:
+        return
+    low, high = step.manifest.psf_sigma_px
+    if "psf_sigma_px" not in step.manifest.inputs:
+        log.warning("%s is blind: the PSF's width that was given is not used", step.name)
+    elif not low <= psf_sigma_px <= high:
+        log.warning(
+            "a PSF of sigma %.2f px lies outside %.2f to %.2f px, for which %s was trained",
+            *(psf_sigma_px, low, high, step.name),
+        )
+
+
+def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
+    """Collect what the file is to tell about its making."""
+    return {
+        "software": f"learn2sofi {version('learn2sofi')}",
+        "input": job.source.name,
+        "model": step.name,
+        "model_sha256": step.sha256,
+        "mode": job.mode,
+        "every": job.every,
+        "frames": f"{selection._first}:{selection._end}",
+        "roi": ",".join(map(str, job.roi)) if job.roi else None,
+        "psf_sigma_px": job.psf_sigma_px if "psf_sigma_px" in step.manifest.inputs else None,
+        "normalization": step.manifest.normalization.model_dump_json(),
+        "unit": "input counts above background",
+    }
+
+
+def _noting_scales(
+    results: Iterable[Reconstruction], annotations: dict[str, Any]
+) -> Iterator[np.ndarray]:
+    """Yield the images; keep each one's background and scale in the annotations."""
+    backgrounds, scales, verdicts = [], [], []
+    for result in results:
+        backgrounds.append(round(result.scaling.background, 4))
+        scales.append(round(result.scaling.scale, 4))
+        verdicts.append(result.nothing_to_see)
+        yield result.image
+    annotations["background_adu"] = json.dumps(backgrounds)
+    annotations["scale_adu"] = json.dumps(scales)
+    if verdicts and verdicts[-1]:
+        annotations["verdict"] = "nothing to see"
+        log.warning("nothing to see: the mean image shows no contrast beyond its noise")
