@@ -16,7 +16,7 @@ function write(id, text, noteworthy = false) {
 /** Fill the status line. */
 export function writeStatus(state, fps_screen) {
   const { length, capacity } = state.buffer;
-  write("camera", state.camera);
+  write("camera", state.camera.replace(/^replay:.*\//, "replay:"));
   write("fps-camera", rate(state.fps_camera));
   write("fps-reconstruction", rate(state.fps_reconstruction));
   write("fps-screen", rate(fps_screen));
