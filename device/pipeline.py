@@ -427,7 +427,8 @@ class Pipeline:
                 self._end_source()
                 return
             except CameraError as error:
-                self._set_camera_error(str(error))
+                if not self._stopping.is_set():  # closing a camera may well end a read
+                    self._set_camera_error(str(error))
             finally:
                 self._camera.close()
             if self._last_arrival() != before:
