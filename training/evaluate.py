@@ -1,0 +1,530 @@
+"""One table: every method and every form of the model on the frozen test stacks.
+
+Also, with ``--measured``, what can be said about a measured stack, where there is no truth.
+Writes Markdown, JSON and one picture per set of stacks into a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from device.errors import UserError
+from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
+from device.reconstructor import reconstruct_stream, reconstruct_window
+from device.stack import open_stack
+from training import baselines, frozen, metrics
+from training.frozen import FrozenStack, Recipe
+
+log = logging.getLogger(__name__)
+
+REFERENCE = "mean (bicubic)"
+DECONVOLUTION = "RL blind, 20"
+STREAM_FRAMES = (30, 120)
+FORMS = ("float32", "int8")
+
+Images = dict[str, np.ndarray]
+
+GROUPS: dict[str, Callable[[Recipe], bool]] = {
+    "thin": lambda recipe: recipe.kind == "thin",
+    "thin, blinking": lambda recipe: recipe.kind == "thin" and recipe.fluctuation == "blinking",
+    "thin, speckle": lambda recipe: recipe.kind == "thin" and recipe.fluctuation == "speckle",
+    "thin, unseen": lambda recipe: recipe.kind == "thin" and recipe.unseen,
+    "continuous": lambda recipe: recipe.kind == "continuous",
+    "continuous, blinking": lambda recipe: (
+        recipe.kind == "continuous" and recipe.fluctuation == "blinking"
+    ),
+    "continuous, speckle": lambda recipe: (
+        recipe.kind == "continuous" and recipe.fluctuation == "speckle"
+    ),
+    "continuous, unseen": lambda recipe: recipe.kind == "continuous" and recipe.unseen,
+}
+KINDS = ("thin", "continuous")
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One method on one stack.
+
+    Attributes
+    ----------
+    stack_id : int
+        Of the frozen stack.
+    method : str
+        Name of the method or of the model's form and mode.
+    psnr_db, ssim, nrmse : float
+        As in `training.metrics`.
+    """
+
+    stack_id: int
+    method: str
+    psnr_db: float
+    ssim: float
+    nrmse: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method over a group of stacks.
+
+    Attributes
+    ----------
+    method, group : str
+        What was scored on what.
+    stacks : int
+        Number of stacks in the group.
+    psnr_db, ssim, nrmse : float
+        Means over the stacks.
+    gain_db, worst_gain_db : float
+        Mean and smallest difference of the PSNR to that of the bicubic mean of the same stack.
+    """
+
+    method: str
+    group: str
+    stacks: int
+    psnr_db: float
+    ssim: float
+    nrmse: float
+    gain_db: float
+    worst_gain_db: float
+
+
+# ----------------------------------------------------------------------------------- frozen stacks
+
+
+def stream_images(step: Step, frames: np.ndarray, at_frames: Sequence[int]) -> dict[int, Any]:
+    """Reconstruct frame by frame and keep the images after so many frames.
+
+    Parameters
+    ----------
+    step : Step
+        The model.
+    frames : ndarray
+        (T, H, W) in ADU.
+    at_frames : sequence of int
+        Numbers of frames, from 1 to T.
+
+    Returns
+    -------
+    dict of int to ndarray
+        Number of frames to image (2H, 2W).
+    """
+    results = reconstruct_stream(step, islice(frames, max(at_frames)))
+    return {
+        count: result.image for count, result in enumerate(results, start=1) if count in at_frames
+    }
+
+
+def model_images(
+    steps: Mapping[str, Step], frames: np.ndarray, stream_frames: Sequence[int]
+) -> Images:
+    """Reconstruct with every model, as a window of the first 30 frames and as a stream."""
+    images = {}
+    for name, step in steps.items():
+        images[f"{name}, window"] = reconstruct_window(step, frames[: frozen.FRAMES]).image
+        if stream_frames:
+            stream = stream_images(step, frames, stream_frames)
+            images |= {f"{name}, stream {count}": image for count, image in stream.items()}
+    return images
+
+
+def stack_images(
+    stack: FrozenStack, steps: Mapping[str, Step], stream_frames: Sequence[int] = STREAM_FRAMES
+) -> Images:
+    """Reconstruct one stack with every method; baselines see its first 30 frames.
+
+    Parameters
+    ----------
+    stack : FrozenStack
+        At least as many frames as the largest of `stream_frames`.
+    steps : mapping of str to Step
+        The model's forms by name.
+    stream_frames : sequence of int
+        Numbers of frames after which the stream mode is scored; may be empty.
+
+    Returns
+    -------
+    dict of str to ndarray
+        Method to image (2H, 2W).
+    """
+    known = baselines.informed_methods(stack.recipe.psf_sigma_px)
+    window = stack.frames[: frozen.FRAMES]  # (30, H, W)
+    images = {name: method(window) for name, method in (baselines.methods() | known).items()}
+    return images | model_images(steps, stack.frames, stream_frames)
+
+
+def score(stack: FrozenStack, images: Images) -> list[Score]:
+    """Score the images of one stack against its truth."""
+    return [
+        Score(
+            stack.recipe.stack_id,
+            method,
+            metrics.psnr_db(image, stack.target),
+            metrics.ssim(image, stack.target),
+            metrics.nrmse(image, stack.target),
+        )
+        for method, image in images.items()
+    ]
+
+
+def summarized(scores: Sequence[Score], recipes: Iterable[Recipe]) -> list[Row]:
+    """Bring the scores of single stacks to one row per method and group.
+
+    Parameters
+    ----------
+    scores : sequence of Score
+        Of any stacks and methods; each stack with the bicubic mean among its methods.
+    recipes : iterable of Recipe
+        Of these stacks at least.
+
+    Returns
+    -------
+    list of Row
+        In the order of the methods; groups without stacks are left out.
+    """
+    reference = {each.stack_id: each.psnr_db for each in scores if each.method == REFERENCE}
+    by_id = {recipe.stack_id: recipe for recipe in recipes}
+    rows = []
+    for method in dict.fromkeys(each.method for each in scores):
+        mine = [each for each in scores if each.method == method]
+        for group, belongs in GROUPS.items():
+            members = [each for each in mine if belongs(by_id[each.stack_id])]
+            if members:
+                rows.append(_row(method, group, members, reference))
+    return rows
+
+
+def _row(method: str, group: str, members: Sequence[Score], reference: Mapping[int, float]) -> Row:
+    gains = [each.psnr_db - reference[each.stack_id] for each in members]
+    return Row(
+        method=method,
+        group=group,
+        stacks=len(members),
+        psnr_db=float(np.mean([each.psnr_db for each in members])),
+        ssim=float(np.mean([each.ssim for each in members])),
+        nrmse=float(np.mean([each.nrmse for each in members])),
+        gain_db=float(np.mean(gains)),
+        worst_gain_db=float(np.min(gains)),
+    )
+
+
+def evaluate_frozen(
+    steps: Mapping[str, Step],
+    stream_frames: Sequence[int] = STREAM_FRAMES,
+    cache: Path | None = frozen.DEFAULT_CACHE,
+    chosen: Sequence[Recipe] | None = None,
+    keep: Callable[[FrozenStack, Images], None] = lambda stack, images: None,
+) -> list[Score]:
+    """Score every method on the frozen stacks.
+
+    Parameters
+    ----------
+    steps : mapping of str to Step
+        The model's forms by name; may be empty.
+    stream_frames : sequence of int
+        See `stack_images`.
+    cache : Path or None
+        Where the stacks are kept between runs.
+    chosen : sequence of Recipe, optional
+        Some of the stacks; default all.
+    keep : callable
+        Called with each stack and its images, to keep what a picture needs.
+
+    Returns
+    -------
+    list of Score
+        One per stack and method.
+    """
+    frames = max(frozen.FRAMES, *stream_frames, 1) if steps else frozen.FRAMES
+    scores: list[Score] = []
+    for stack in frozen.load_all(frames, cache, chosen):
+        images = stack_images(stack, steps, stream_frames)
+        scores += score(stack, images)
+        keep(stack, images)
+        log.info("%s is scored", stack.recipe.name)
+    return scores
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Lay the rows out: PSNR in every group, then the worst stack and the SSIM of each kind."""
+    table = {(row.method, row.group): row for row in rows}
+    groups = [group for group in GROUPS if any(row.group == group for row in rows)]
+    kinds = [kind for kind in KINDS if kind in groups]
+    head = [f"{group} ({table[REFERENCE, group].stacks})" for group in groups]
+    head += [f"worst gain, {kind}" for kind in kinds] + [f"SSIM, {kind}" for kind in kinds]
+    lines = [_line(["PSNR, dB", *head]), _line(["---", *["---:"] * len(head)])]
+    for method in dict.fromkeys(row.method for row in rows):
+        cells = [f"{table[method, group].psnr_db:.2f}" for group in groups]
+        cells += [f"{table[method, kind].worst_gain_db:+.2f}" for kind in kinds]
+        cells += [f"{table[method, kind].ssim:.3f}" for kind in kinds]
+        lines.append(_line([method, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+# ---------------------------------------------------------------------------------- measured stacks
+
+
+def measured_scores(frames: np.ndarray, method: baselines.Method) -> dict[str, float]:
+    """Judge a method on a stack without truth.
+
+    Parameters
+    ----------
+    frames : ndarray
+        (T, H, W) in ADU, at least 4 frames.
+    method : callable
+        Frames to image (2H, 2W).
+
+    Returns
+    -------
+    dict of str to float
+        ``rsp``, ``rse_adu``, ``odd_even``, ``sharpness`` (absolute; quoted relative to the
+        bicubic mean's by `measured_table`), ``frc_cutoff_per_px`` (cycles per output px).
+    """
+    widefield = frames.mean(axis=0, dtype=np.float64)
+    whole, even, odd = (method(part) for part in (frames, frames[0::2], frames[1::2]))
+    side = min(whole.shape)
+    return {
+        "rsp": metrics.rsp(widefield, whole),
+        "rse_adu": metrics.rse(widefield, whole),
+        "odd_even": metrics.odd_even(odd, even),
+        "sharpness": metrics.sharpness(odd, even),
+        "frc_cutoff_per_px": metrics.frc_cutoff(odd[:side, :side], even[:side, :side]),
+    }
+
+
+def measured_methods(steps: Mapping[str, Step]) -> dict[str, baselines.Method]:
+    """All methods that need no truth, the model's forms in window mode among them."""
+    ours: dict[str, baselines.Method] = {
+        f"{name}, window": partial(_window_image, step) for name, step in steps.items()
+    }
+    return baselines.methods() | ours
+
+
+def _window_image(step: Step, frames: np.ndarray) -> np.ndarray:
+    return reconstruct_window(step, frames).image
+
+
+def measured_table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Lay the scores of `measured_scores` out, S relative to the bicubic mean's."""
+    head = ["measured", "RSP", "RSE, ADU", "odd/even", "S / S(mean)", "FRC, cycles/px"]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    reference = scores[REFERENCE]["sharpness"]
+    for method, each in scores.items():
+        relative = each["sharpness"] / reference if reference else float("nan")
+        cells = [f"{each['rsp']:.3f}", f"{each['rse_adu']:.3g}", f"{each['odd_even']:.3f}"]
+        cells += [f"{relative:.2f}", f"{each['frc_cutoff_per_px']:.3f}"]
+        lines.append(_line([method, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def read_window(path: Path) -> np.ndarray:
+    """Read the last 30 frames of a measured stack, (T, H, W).
+
+    Raises
+    ------
+    UserError
+        The stack cannot be read, or has fewer than 4 frames: its odd and its even frames are
+        reconstructed apart.
+    """
+    with open_stack(path) as stack:
+        count = stack.shape[0]
+        if count < 4:
+            raise UserError(f"{path} has {count} frames; at least 4 are needed: give a longer one.")
+        return np.stack([stack.read(i) for i in range(max(0, count - frozen.FRAMES), count)])
+
+
+# ---------------------------------------------------------------------------------------- pictures
+
+
+def save_panel(path: Path, rows: Mapping[str, Images]) -> None:
+    """Draw images side by side: a row for each stack, a column for each method.
+
+    Parameters
+    ----------
+    path : Path
+        PNG to write.
+    rows : mapping of str to dict of str to ndarray
+        Row's name to column's name to image; all rows have the same columns.
+    """
+    from matplotlib.figure import Figure  # slow, and only this needs it
+
+    columns = list(next(iter(rows.values())))
+    figure = Figure(figsize=(3 * len(columns), 3.2 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, column in zip(line, columns, strict=True):
+            image = images[column]
+            low, high = np.percentile(image, (1.0, 99.9))
+            axis.imshow(image, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
+            axis.set_title(f"{name}\n{column}", fontsize=7)
+            axis.set_axis_off()
+    beside = path.with_suffix(".tmp")
+    figure.savefig(beside, format="png", dpi=100)
+    beside.replace(path)
+
+
+def panel_images(images: Images, steps: Mapping[str, Step]) -> Images:
+    """Choose what a picture shows: mean, deconvolution, and ours in window mode."""
+    ours = [f"{name}, window" for name in steps]
+    return {name: images[name] for name in (REFERENCE, DECONVOLUTION, *ours)}
+
+
+class Panels:
+    """Collects the first stack of every family of each kind for the pictures."""
+
+    def __init__(self, steps: Mapping[str, Step]) -> None:
+        self._steps = steps
+        self._rows: dict[str, dict[str, Images]] = {}
+        self._families: set[str] = set()
+
+    def keep(self, stack: FrozenStack, images: Images) -> None:
+        """Take a stack's images in, if its family is not there yet."""
+        recipe = stack.recipe
+        if recipe.family in self._families:
+            return
+        self._families.add(recipe.family)
+        shown = panel_images(images, self._steps) | {"truth": stack.target}
+        self._rows.setdefault(recipe.kind, {})[recipe.name] = shown
+
+    def save(self, folder: Path) -> None:
+        """Write ``panel-KIND.png`` for each kind."""
+        for kind, rows in self._rows.items():
+            save_panel(folder / f"panel-{kind}.png", rows)
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def default_models(folder: Path = MODELS_DIR) -> list[Path]:
+    """Find the newest model's forms; empty where there is none."""
+    try:
+        newest = newest_model(folder)
+    except ModelError:
+        log.warning("no model is in %s: only the baselines are scored", folder)
+        return []
+    forms = [newest.with_name(newest.name.replace("-int8.", f"-{form}.")) for form in FORMS]
+    return [path for path in forms if path.exists()]
+
+
+def load_steps(paths: Sequence[Path]) -> dict[str, Step]:
+    """Load models by their file names without ending.
+
+    Raises
+    ------
+    UserError
+        Two files have the same name, so that the table could not tell them apart.
+    ModelError
+        A model cannot be used.
+    """
+    steps = [load_step(path) for path in paths]
+    if len({step.name for step in steps}) < len(steps):
+        raise UserError("Two of the models have the same file name; rename one of them.")
+    return {step.name: step for step in steps}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    beside = path.with_suffix(path.suffix + ".tmp")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def report_frozen(
+    steps: Mapping[str, Step], folder: Path, stream_frames: Sequence[int], cache: Path | None
+) -> str:
+    """Score the frozen stacks; write ``frozen.json``, ``frozen.md`` and pictures into a folder."""
+    panels = Panels(steps)
+    scores = evaluate_frozen(steps, stream_frames, cache, keep=panels.keep)
+    rows = summarized(scores, frozen.recipes())
+    content = {
+        "generator": frozen.version_key(),
+        "frozen_version": frozen.VERSION,
+        "models": {name: step.sha256 for name, step in steps.items()},
+        "rows": [asdict(row) for row in rows],
+        "stacks": [asdict(recipe) for recipe in frozen.recipes()],
+        "scores": [asdict(each) for each in scores],
+    }
+    write_text(folder / "frozen.json", json.dumps(content, indent=1) + "\n")
+    table = markdown(rows)
+    write_text(folder / "frozen.md", f"Frozen test set {frozen.version_key()}.\n\n{table}")
+    panels.save(folder)
+    return table
+
+
+def report_measured(steps: Mapping[str, Step], folder: Path, path: Path) -> str:
+    """Judge a measured stack; write ``measured.json``, ``measured.md`` and a picture."""
+    frames = read_window(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    methods = measured_methods(steps)
+    scores = {name: measured_scores(frames, method) for name, method in methods.items()}
+    content = {
+        "file": path.name,
+        "sha256": sha256,
+        "frames": len(frames),
+        "models": {name: step.sha256 for name, step in steps.items()},
+        "scores": scores,
+    }
+    write_text(folder / "measured.json", json.dumps(content, indent=1) + "\n")
+    table = measured_table(scores)
+    title = f"{path.name}, {len(frames)} frames, SHA-256 {sha256}.\n\n"
+    write_text(folder / "measured.md", title + table)
+    shown = [REFERENCE, DECONVOLUTION, *(f"{name}, window" for name in steps)]
+    save_panel(folder / "panel-measured.png", {path.name: {n: methods[n](frames) for n in shown}})
+    return title + table
+
+
+def _frame_count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= frozen.MAX_FRAMES:
+        raise argparse.ArgumentTypeError(f"{count} is not between 1 and {frozen.MAX_FRAMES}")
+    return count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m training evaluate``."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=".tflite file, may be repeated; default: both forms of the newest in models/",
+    )
+    parser.add_argument(
+        "--stream-frames",
+        type=_frame_count,
+        nargs="*",
+        default=list(STREAM_FRAMES),
+        metavar="N",
+        help="score the stream mode after so many frames (default: 30 120)",
+    )
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="judge this stack instead")
+    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
+    parser.add_argument(
+        "--cache", type=Path, default=frozen.DEFAULT_CACHE, help="where frozen stacks are kept"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``python -m training evaluate``."""
+    steps = load_steps(default_models() if args.model is None else args.model)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.measured is not None:
+        sys.stdout.write(report_measured(steps, args.out, args.measured))
+    else:
+        sys.stdout.write(report_frozen(steps, args.out, args.stream_frames, args.cache))
+    return 0
