@@ -1,0 +1,86 @@
+"""Specimens: drawn where and as densely as they say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import uniform_filter
+
+from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, worm_like_chain
+
+GRID = Grid(120, 96)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_family_draws_a_density_of_maximum_1(family: str, seed: int) -> None:
+    """Catches swapped axes, a missing normalization, negative or infinite brightness."""
+    density = FAMILIES[family](GRID, np.random.default_rng(seed))
+    assert density.shape == (120, 96)
+    assert density.dtype == np.float32
+    assert np.isfinite(density).all()
+    assert density.min() >= 0
+    assert density.max() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_is_a_specimen(family: str) -> None:
+    """Catches randomness from elsewhere than `rng`, and a family that ignores it."""
+    first, again, other = (FAMILIES[family](GRID, np.random.default_rng(s)) for s in (5, 5, 6))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_thin_families_leave_most_of_the_field_dark_and_continuous_ones_have_area() -> None:
+    """Catches a thin family that fills the field, and a continuous one of scattered pixels.
+
+    Dark: below 2 % of the maximum. Area: what a 3 x 3 mean leaves of the sum of squares; 1/9 for
+    scattered pixels, near 1 for areas.
+    """
+    for name, family in FAMILIES.items():
+        draws = [family(GRID, np.random.default_rng(seed)) for seed in range(8)]
+        kept = np.median([np.sum(uniform_filter(d, 3) ** 2) / np.sum(d**2) for d in draws])
+        if name in THIN:
+            assert np.median([np.mean(d < 0.02) for d in draws]) > 0.5, name
+            assert kept < 0.75, name
+        else:
+            assert name in CONTINUOUS
+            assert kept > 0.75, name
+
+
+def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() -> None:
+    """<cos(angle(s) - angle(0))> = exp(-s / 2P). Catches a variance of 2 step / P, or of step P.
+
+    The bound is five standard errors over independent chains, below 0.05: a factor of two in the
+    variance would move the values by 0.12 or more.
+    """
+    persistence, step = 40.0, 0.2
+    rng = np.random.default_rng(1)
+    chains = [worm_like_chain(np.zeros(2), 100, persistence, rng, step) for _ in range(1500)]
+    tangent = np.diff(np.stack(chains), axis=1) / step  # (n, points, 2)
+    np.testing.assert_allclose(np.linalg.norm(tangent, axis=2), 1, atol=1e-9)
+    for s in (persistence / 2, persistence, 2 * persistence):
+        lag = round(s / step)
+        cosine = np.sum(tangent[:, 0] * tangent[:, lag], axis=1)  # (n,)
+        error = cosine.std() / np.sqrt(len(cosine))
+        assert error < 0.02
+        assert abs(cosine.mean() - np.exp(-s / (2 * persistence))) < 5 * error
+
+
+def test_a_point_is_drawn_in_the_pixel_it_lies_in() -> None:
+    """Catches swapped axes, rounding to the nearest centre, and light from beyond the edge."""
+    points = np.array([[2.9, 5.1], [2.0, 5.99], [-0.1, 3.0], [4.0, 0.0], [3.9, 7.0]])
+    drawn = Grid(4, 7).histogram(points, np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
+    assert drawn[2, 5] == 3
+    assert drawn.sum() == 3
+
+
+def test_numbers_of_objects_go_with_the_area() -> None:
+    """Catches a number that ignores the size of the field or leaves its range."""
+    rng = np.random.default_rng(1)
+    counts = [Grid(1000, 1000).count((100, 400), rng) for _ in range(400)]
+    assert 100 <= min(counts) < 130
+    assert 350 < max(counts) <= 400
+    # Log-uniform: the median is the geometric mean, 200; 5 standard errors of a median are 20.
+    assert np.median(counts) == pytest.approx(200, abs=20)
+    assert Grid(10, 10).count((100, 400), rng) == 1
