@@ -4,12 +4,16 @@ const LOW = 0.01;
 const HIGH = 0.998;
 const SAMPLES = 4096;
 const FOLLOW_S = 1.5;
-const JUMP = 3; // a range that changed by more than this factor is another scene: no slow way there
+// A range that differs by this factor for this long is another scene: no slow way there. One frame
+// alone proves nothing, since the sample fluctuates.
+const JUMP = 3;
+const JUMP_AFTER_S = 0.7;
 
 export class Contrast {
   #low = null;
   #high = null;
   #time_s = 0;
+  #likeBefore_s = 0;
   locked = false;
 
   get levels() {
@@ -20,7 +24,7 @@ export class Contrast {
   follow(image, time_s) {
     if (this.locked && this.#low !== null) return;
     const { low, high } = measure(image);
-    const share = this.#isAnotherScene(low, high) ? 1 : 1 - Math.exp((this.#time_s - time_s) / FOLLOW_S);
+    const share = this.#isAnotherScene(low, high, time_s) ? 1 : 1 - Math.exp((this.#time_s - time_s) / FOLLOW_S);
     this.#low = (this.#low ?? low) * (1 - share) + low * share;
     this.#high = (this.#high ?? high) * (1 - share) + high * share;
     this.#time_s = time_s;
@@ -31,10 +35,11 @@ export class Contrast {
     this.#low = this.#high = null;
   }
 
-  #isAnotherScene(low, high) {
+  #isAnotherScene(low, high, time_s) {
     if (this.#low === null) return true;
     const factor = (high - low) / Math.max(this.#high - this.#low, 1e-9);
-    return factor > JUMP || factor < 1 / JUMP;
+    if (factor < JUMP && factor > 1 / JUMP) this.#likeBefore_s = time_s;
+    return time_s - this.#likeBefore_s > JUMP_AFTER_S;
   }
 }
 

@@ -92,6 +92,7 @@ function show(news) {
 function showTrouble() {
   const silent = performance.now() - stateTime_ms > SILENCE_MS;
   const empty = [...panels.values()].every((panel) => panel.empty);
+  document.body.classList.toggle("stale", !connected || silent);
   writeTrouble(stage, troubleOf(state, connected && !silent, empty));
 }
 

@@ -29,6 +29,7 @@ from device.errors import UserError
 from device.images import code_uint16, live_message
 from device.model import Manifest
 from device.pipeline import Pipeline, View
+from device.replay import ReplayCamera
 from device.server import bind, create_app, page_address, serve
 
 HEIGHT, WIDTH = 24, 33
@@ -259,6 +260,30 @@ def test_unknown_view_is_refused(client):
 
 
 # --- live ----------------------------------------------------------------------------------------
+
+
+def test_a_replayed_stack_arrives_exactly(tmp_path):
+    """Catches: bytes in the wrong order, an image under another's header."""
+    stack = np.stack([moving_spot(index) for index in range(10)])  # (T, H, W)
+    tifffile.imwrite(tmp_path / "spots.tif", stack)
+    pipeline = Pipeline(ReplayCamera(tmp_path / "spots.tif", fps=100), EnlargingStep())
+    with (
+        TestClient(create_app(pipeline)) as client,
+        client.websocket_connect("/live?view=raw") as live,
+    ):
+        live.send_json({"credit": 4})
+        pipeline.start()
+        received = []
+        for _ in range(12):
+            received.append(decode(live.receive_bytes()))
+            live.send_json({"credit": 1})
+    assert pipeline.stop(5)
+    first = received[0][0]["timestamp_ns"] - 10_000_000 * np.argmin(
+        [np.abs(frame - received[0][1].astype(int)).sum() for frame in stack.astype(int)]
+    )
+    for header, values in received:
+        slot = round((header["timestamp_ns"] - first) / 10_000_000)
+        np.testing.assert_array_equal(values, stack[slot % 10])
 
 
 def test_nothing_is_sent_without_credit_and_the_newest_with_it(scope, client):
@@ -532,6 +557,52 @@ def test_open_streams_do_not_keep_the_server(scope, served):
         thread.join(20)
         assert not thread.is_alive()
         stream.read()  # ends; an IncompleteRead would be raised if the response was cut off
+
+
+class NoisePipeline:
+    """Images so large that a few of them fill every buffer between server and client."""
+
+    def __init__(self):
+        self.image = np.random.default_rng(2).integers(0, 255, (1500, 1500)).astype(np.uint16)
+        self.seq = self.taken = 0
+
+    def subscribe(self, callback):
+        self.callback = callback
+        return lambda: None
+
+    def latest(self, name):
+        self.taken += 1
+        return View(name, self.image, self.seq, self.seq, self.seq, 1)
+
+    def publish(self):
+        self.seq += 1
+        self.callback()
+
+
+def test_a_client_that_does_not_read_does_not_keep_the_server():
+    """Catches: a shutdown without limit: what is still to be sent can never be sent."""
+    pipeline, ready, stop = NoisePipeline(), threading.Event(), threading.Event()
+    address = []
+    app = create_app(pipeline)
+    told = lambda page: (address.append(page), ready.set())  # noqa: E731
+    thread = threading.Thread(target=serve, args=(app, "127.0.0.1", 0, told, stop))
+    thread.start()
+    assert ready.wait(20)
+    port = int(address[0].rstrip("/").rsplit(":")[-1])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"GET /mjpeg?view=raw HTTP/1.1\r\nHost: here\r\n\r\n")
+        wait_until(lambda: stalled(pipeline), "a full connection")
+        stop.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def stalled(pipeline):
+    """Publish an image; tell whether the server, once begun, is no longer able to take it."""
+    before = pipeline.taken
+    pipeline.publish()
+    time.sleep(0.4)
+    return before > 0 and pipeline.taken == before
 
 
 def test_a_client_that_left_leaves_nothing_behind(scope, served):
