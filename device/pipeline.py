@@ -1,10 +1,11 @@
 """Camera thread -> queue -> reconstruction thread -> latest result; no I/O of its own.
 
 The camera thread reads frames, judges them and queues them. The reconstruction thread takes them
-in order, keeps the buffer and reconstructs. In stream mode the queue is short: when the step is
-slower than the camera, the oldest waiting frame is skipped. In window mode the frames that came
-while a window was computed all enter the buffer before the next window begins, so that the queue
-holds a whole window.
+in order, keeps the buffer and reconstructs. The queue holds a window, so that a machine which is
+busy for a moment loses nothing; what is too much pushes the oldest out. In stream mode, once the
+step is known to be slower than the camera, waiting would only make old images: then the queue holds
+one frame and the newest wins. In window mode the frames that came while a window was computed all
+enter the buffer before the next window begins.
 
 One lock guards the accounts, the queue, the results and the buffer against `push`.
 """
@@ -12,6 +13,7 @@ One lock guards the accounts, the queue, the results and the buffer against `pus
 from __future__ import annotations
 
 import logging
+import statistics
 import threading
 import time
 from collections import deque
@@ -39,7 +41,9 @@ VIEWS = ("raw", "mean", "std", "reconstruction")
 
 _log = logging.getLogger(__name__)
 
-_QUEUE_LENGTH = 4
+_WORK_KEPT = 15
+_FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
+_KEEPS_UP = 0.9
 _READ_TIMEOUT_S = 0.25
 _GAP_S = 1.0
 
@@ -164,6 +168,21 @@ def backoff_delays_s(first_s: float = 0.5, longest_s: float = 10.0) -> Iterator[
         delay_s = min(2 * delay_s, longest_s)
 
 
+class _Pace:
+    """Tells whether the steps keep up with the camera; by their median, as some are held up."""
+
+    def __init__(self) -> None:
+        self._work_s: deque[float] = deque(maxlen=_WORK_KEPT)
+
+    def add(self, work_s: float) -> None:
+        self._work_s.append(work_s)
+
+    def keeps_up(self, interval_s: float) -> bool:
+        if len(self._work_s) < _FIRST_STEPS or interval_s <= 0:
+            return True
+        return statistics.median(self._work_s) < _KEEPS_UP * interval_s
+
+
 class Pipeline:
     """A camera's frames, reconstructed as they come.
 
@@ -211,6 +230,7 @@ class Pipeline:
         self._camera_rate = RateMeter(clock)
         self._result_rate = RateMeter(clock)
         self._latencies = Latencies()
+        self._pace = _Pace()
         self._callbacks: list[Callable[[], object]] = []
         self._camera_error: str | None = None
         self._model_error: str | None = None
@@ -480,8 +500,8 @@ class Pipeline:
 
     def _enqueue(self, arrival: _Arrival) -> None:
         self._queue.append(arrival)
-        longest = _QUEUE_LENGTH if arrival.era.mode == "stream" else self._capacity
-        while len(self._queue) > longest:
+        late = arrival.era.mode == "stream" and not self._pace.keeps_up(arrival.era.interval_s)
+        while len(self._queue) > (1 if late else self._capacity):
             self._queue.popleft()
             self._accounts.skip()
         self._changed.notify_all()
@@ -559,6 +579,7 @@ class Pipeline:
     def _reconstruct(self, arrival: _Arrival) -> None:
         """Reconstruct with the newest frame and publish; a failure is shown, not died of."""
         assert self._buffer is not None
+        began_s = self._clock()
         try:
             result = self._reconstructor.push(arrival.frame, self._buffer)
         except ModelError as error:
@@ -566,6 +587,8 @@ class Pipeline:
             return
         mean = self._buffer.mean()  # (H, W)
         with self._changed:
+            if arrival.era.mode == "stream":
+                self._pace.add(self._clock() - began_s)
             self._publish(arrival, mean, result)
             callbacks = tuple(self._callbacks)
         for callback in callbacks:

@@ -84,6 +84,7 @@ class CountingStep:
         self.gate.set()
         self.entered = threading.Semaphore(0)
         self.errors: queue.Queue = queue.Queue()
+        self.before = lambda: None
 
     def resize(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -92,6 +93,7 @@ class CountingStep:
         return {"h": np.zeros((1, *self.size, 1), np.float32)}
 
     def run(self, inputs):
+        self.before()
         self.entered.release()
         self.gate.wait(PATIENCE_S)
         if not self.errors.empty():
@@ -198,9 +200,9 @@ def test_the_accounts_balance_at_every_reading(rig, mode):
     assert state["frames_missed"] == 300
 
 
-def test_what_waits_is_skipped_when_a_newer_one_comes(rig):
+def test_what_waits_too_long_is_skipped(rig):
     """Mutations: the newest is thrown away instead of the oldest; skipped frames not counted."""
-    camera, step = ScriptedCamera(), CountingStep(frames=30)
+    camera, step = ScriptedCamera(), CountingStep(frames=4)
     pipeline = rig("stream", camera, step)
     step.gate.clear()
     pipeline.start()
@@ -218,6 +220,33 @@ def test_what_waits_is_skipped_when_a_newer_one_comes(rig):
     # Frames 0, 4, 5, 6, 7: a skipped frame never resets the state.
     assert _steps_in(pipeline) == 5
     assert pipeline.state()["frames_missed"] == 0
+
+
+@pytest.mark.parametrize(("work_s", "waiting"), [(0.5 * INTERVAL_S, 4), (1.2 * INTERVAL_S, 1)])
+def test_the_newest_wins_where_the_step_is_too_slow(rig, work_s, waiting):
+    """Mutations: a long queue of old frames before a slow step; frames lost before a fast one."""
+    camera, step, clock = ScriptedCamera(), CountingStep(), Clock()
+    step.before = lambda: setattr(clock, "now_s", clock.now_s + work_s)
+    pipeline = rig("stream", camera, step, clock=clock)
+    pipeline.start()
+    for index in range(6):
+        camera.put(index, start_index=index)
+        _processed(pipeline, index + 1)
+        assert step.entered.acquire(timeout=PATIENCE_S)
+    step.gate.clear()
+    camera.put(6, start_index=6)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    camera.put(7, 8, 9, 10, start_index=7)
+    _until(
+        lambda: (
+            pipeline.state()["frames_waiting"] + pipeline.state()["frames_skipped"] == 4
+            and camera.script.empty()
+        )
+    )
+    assert pipeline.state()["frames_waiting"] == waiting
+    step.gate.set()
+    _processed(pipeline, 7 + waiting)
+    assert pipeline.latest("raw").index == 10
 
 
 def test_frames_that_come_while_a_window_runs_are_in_the_next(rig):
@@ -356,7 +385,7 @@ def test_a_window_over_a_long_gap_is_marked(rig):
 
 def test_a_gap_resets_even_when_its_first_frame_is_skipped(rig):
     """Mutation: the reset is tied to the frame after the gap and lost with it."""
-    camera, step = ScriptedCamera(), CountingStep(frames=30)
+    camera, step = ScriptedCamera(), CountingStep(frames=4)
     pipeline = rig("stream", camera, step)
     step.gate.clear()
     pipeline.start()
