@@ -1,7 +1,7 @@
 // Which values are shown black and white. Follows the image slowly, so that noise does not flicker.
 
 const LOW = 0.01;
-const HIGH = 0.998;
+const HIGH = 0.995;
 const SAMPLES = 4096;
 const FOLLOW_S = 1.5;
 // A range that differs by this factor for this long is another scene: no slow way there. One frame

@@ -43,7 +43,7 @@ export class Panel {
     if (this.empty) return;
     const { low, high } = this.contrast.levels;
     const digits = high - low < 10 ? 2 : 0;
-    this.figure.querySelector(".low").textContent = low.toFixed(digits);
+    this.figure.querySelector(".low").textContent = low.toFixed(digits).replace(/^-0$/, "0");
     this.figure.querySelector(".high").textContent = high.toFixed(digits);
   }
 
