@@ -16,7 +16,7 @@ from itertools import count
 
 import keras
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.example import WINDOW, Example, make_example
 from training.forward_model import ForwardModelSettings
@@ -38,7 +38,8 @@ class DatasetSettings(BaseModel):
     chunk: int = Field(15, ge=1, le=WINDOW)
     """Frames between two updates of the weights; divides 30."""
     read_at: tuple[int, ...] = (7, 14)
-    """Frames of the chunk at which the image is compared with the truth, from 0."""
+    """Frames of the chunk at which the image is compared with the truth, from 0; ascending, the
+    last is the chunk's last, so that a window is judged by all of its frames."""
     stream_fraction: float = Field(0.5, ge=0, le=1)
     """Part of the stacks that are played as a stream, the others as one window."""
     stream_chunks: tuple[int, int] = (3, 8)
@@ -47,6 +48,16 @@ class DatasetSettings(BaseModel):
     """Stacks of the validation set."""
     workers: int = Field(2, ge=0)
     """Processes that simulate; 0 simulates in the training's own."""
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> DatasetSettings:
+        if WINDOW % self.chunk:
+            raise ValueError(f"chunk is {self.chunk}, which does not divide {WINDOW}")
+        if sorted({*self.read_at, self.chunk - 1}) != list(self.read_at) or self.read_at[0] < 0:
+            raise ValueError(f"read_at must ascend from 0 or more and end with {self.chunk - 1}")
+        if not 1 <= self.stream_chunks[0] <= self.stream_chunks[1]:
+            raise ValueError("stream_chunks must ascend from 1 or more")
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,11 @@ def plan(settings: DatasetSettings, seed: int, place: int, number: int) -> Plan:
 
 
 class TrainingStream(keras.utils.PyDataset):
-    """Batches without end; item i is the i-th update's, whatever was asked before.
+    """Batches without end, in the order of the updates, whatever index is asked for.
+
+    On TensorFlow, Keras takes `NUM_BATCHES_FOR_TENSOR_SPEC` batches at the beginning of every `fit`
+    only to look at their shapes, and drops them. An interrupted run drops as many of its own as the
+    unbroken one dropped at its beginning, so that both train on the same batches all the same.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class ForwardModelSettings(BaseModel):
     """Standard deviation of the PSF, camera px, uniform."""
     photons: Range = (12.0, 800.0)
     """Photons per frame on the 99.9th percentile pixel of the mean image, log-uniform."""
-    background: tuple[Annotated[float, Field(ge=0)], Positive] = (0.02, 0.6)
+    background: Range = (0.02, 0.6)
     """Even background over the photons above, log-uniform."""
     haze_probability: Fraction = 0.4
     """Part of the stacks with light from out of focus."""

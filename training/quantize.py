@@ -30,16 +30,38 @@ log = logging.getLogger(__name__)
 
 SIGNATURE = "step"
 SIZE_PX = 128  # of the file; the device resizes it to its field
-CALIBRATION = 2  # first word of the seed after the run's: specimens of neither training nor validation
+# First word of the seed after the run's: specimens of neither training nor validation.
+CALIBRATION = 2
 FRAME_RANGE = (-1.0, 4.0)  # normalized
 CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
 
 # What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
 # slow reference kernels and cut the graph in pieces.
 DELEGATED = frozenset(
-    "ADD SUB MUL CONV_2D DEPTHWISE_CONV_2D TRANSPOSE_CONV FULLY_CONNECTED LOGISTIC TANH LEAKY_RELU "
-    "CONCATENATION SPLIT DEPTH_TO_SPACE SPACE_TO_DEPTH RESIZE_BILINEAR PAD RESHAPE MEAN "
-    "MAX_POOL_2D SLICE QUANTIZE DEQUANTIZE".split()
+    {
+        "ADD",
+        "SUB",
+        "MUL",
+        "CONV_2D",
+        "DEPTHWISE_CONV_2D",
+        "TRANSPOSE_CONV",
+        "FULLY_CONNECTED",
+        "LOGISTIC",
+        "TANH",
+        "LEAKY_RELU",
+        "CONCATENATION",
+        "SPLIT",
+        "DEPTH_TO_SPACE",
+        "SPACE_TO_DEPTH",
+        "RESIZE_BILINEAR",
+        "PAD",
+        "RESHAPE",
+        "MEAN",
+        "MAX_POOL_2D",
+        "SLICE",
+        "QUANTIZE",
+        "DEQUANTIZE",
+    }
 )
 
 Tensors = dict[str, np.ndarray]

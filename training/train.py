@@ -60,12 +60,19 @@ class Run:
             raise UserError(
                 f"{self.folder} holds a run with other settings: name another folder with --run."
             )
-        self.settings.write_text(resolved)
+        _write(self.settings, resolved)
         command = "python -m training " + shlex.join(sys.argv[1:])
         about = {"command": command, "settings_given": given, "seed": settings.seed}
         about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
         if not self.about.exists():
-            self.about.write_text(json.dumps(about, indent=2))
+            _write(self.about, json.dumps(about, indent=2))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def git_revision() -> str:
@@ -73,7 +80,9 @@ def git_revision() -> str:
     here = Path(__file__).parent
     try:
         describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.check_output(describe, cwd=here, text=True).strip()
+        return subprocess.check_output(
+            describe, cwd=here, text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -159,9 +168,9 @@ class Validation:
 class Report(keras.callbacks.Callback):
     """After every epoch: validate, log, keep the best weights and the checkpoint."""
 
-    def __init__(self, run: Run, settings: TrainingSettings, done: int) -> None:
+    def __init__(self, run: Run, settings: TrainingSettings) -> None:
         super().__init__()
-        self.run, self.settings, self.done = run, settings, done
+        self.run = run
         self.validation = Validation(settings)
         self.board = TensorBoardLog(run.log)
         self.best_db = self._best_so_far()
@@ -198,9 +207,11 @@ class Report(keras.callbacks.Callback):
     def _keep(self, updates: int, db: float) -> None:
         if db > self.best_db:
             self.best_db = db
-            self.model.step.save_weights(self.run.best)
+            beside = self.run.best.with_name("best.tmp.weights.h5")
+            self.model.step.save_weights(beside)
+            beside.replace(self.run.best)
             best = {"updates": updates, "validation_db": db, "mean_db": self.validation.mean_db}
-            (self.run.folder / "best.json").write_text(json.dumps(best))
+            _write(self.run.folder / "best.json", json.dumps(best))
         save_checkpoint(self.model, self.run.checkpoint)
 
 
@@ -211,12 +222,12 @@ def train(settings: TrainingSettings, run: Run) -> None:
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
     )
-    report = Report(run, settings, done)
+    report = Report(run, settings)
     try:
         network.fit(
             data,
             initial_epoch=done // settings.epoch_updates,
-            epochs=-(-settings.updates // settings.epoch_updates),
+            epochs=settings.updates // settings.epoch_updates,
             shuffle=False,
             verbose=1 if sys.stderr.isatty() else 0,
             callbacks=[report],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device.errors import UserError
 from training.dataset import DatasetSettings
@@ -23,9 +23,9 @@ class TrainingSettings(BaseModel):
     seed: int = Field(1, ge=0)
     """Of everything random: specimens, weights."""
     updates: int = Field(14000, ge=1)
-    """Updates of the weights; the learning rate falls to zero over them."""
+    """Updates of the weights; the learning rate falls to a hundredth over them."""
     epoch_updates: int = Field(250, ge=1)
-    """Updates between two validations, each followed by a checkpoint."""
+    """Updates between two validations, each followed by a checkpoint; divides `updates`."""
     learning_rate: float = Field(2e-3, gt=0)
     """Of Adam, at its highest."""
     warmup_updates: int = Field(200, ge=0)
@@ -35,6 +35,14 @@ class TrainingSettings(BaseModel):
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
+
+    @model_validator(mode="after")
+    def _ends_with_a_checkpoint(self) -> TrainingSettings:
+        if self.updates % self.epoch_updates:
+            raise ValueError(
+                f"updates is {self.updates}, no multiple of epoch_updates, {self.epoch_updates}"
+            )
+        return self
 
 
 def load(name_or_path: str) -> TrainingSettings:
@@ -52,9 +60,9 @@ def load(name_or_path: str) -> TrainingSettings:
     except OSError as error:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.toml")))
         raise UserError(f"No settings at {path}: give a TOML file or one of {known}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML ({error}): correct that line.") from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {field}: {first['msg']}; correct that setting.") from error
+        where = ": ".join([str(path), *(str(part) for part in first["loc"])])
+        raise UserError(f"{where}: {first['msg']}; correct that setting.") from error
