@@ -1,0 +1,214 @@
+"""The step: bounded, on the contract's grid, the same unrolled as one by one."""
+
+from __future__ import annotations
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from training.network import NetworkSettings, Step, Unrolled, build_step
+
+TINY = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+Arrays = dict[str, np.ndarray]
+
+
+def randomized(step: Step, seed: int, size: float = 0.4) -> Step:
+    """Give every weight but the fixed interpolation's a random value: nothing stays at zero."""
+    rng = np.random.default_rng(seed)
+    for variable in step.trainable_variables:
+        if "upsampling" not in variable.path:
+            variable.assign(rng.normal(0, size, variable.shape).astype(np.float32))
+    return step
+
+
+@pytest.fixture(scope="module")
+def step() -> Step:
+    """A tiny step for frames of 16 x 20, weights random."""
+    return randomized(build_step(TINY, 16, 20), 1)
+
+
+def run(step: Step, frame: np.ndarray, mean: np.ndarray, state: Arrays) -> Arrays:
+    inputs = {"frame": frame[..., None], "mean": mean[..., None], **state}
+    return {name: keras.ops.convert_to_numpy(value) for name, value in step(inputs).items()}
+
+
+def zero_state(step: Step, batch: int, height: int, width: int) -> Arrays:
+    zeros = np.zeros((batch, *step.state_shape(height, width)), np.float32)
+    return {"h": zeros, "c": zeros}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_the_state_stays_within_1_whatever_comes(size: float) -> None:
+    """Catches separate input and forget gates, and an output without tanh: both grow.
+
+    One unit in the last place, 1.2e-7, is what rounding may add.
+    """
+    step = randomized(build_step(TINY, 8, 8), 2, size=3.0)
+    rng, state = np.random.default_rng(3), zero_state(step, 2, 8, 8)
+    for _ in range(100):
+        frame, mean = rng.normal(0, size, (2, 2, 8, 8)).astype(np.float32)
+        outputs = run(step, frame, mean, state)
+        state = {"h": outputs["h_out"], "c": outputs["c_out"]}
+        for values in state.values():
+            assert np.abs(values).max() <= 1 + 2e-7
+    assert np.abs(state["c"]).max() > 0.9  # the test reaches the bound
+
+
+def test_shapes_are_those_of_the_contract(step: Step) -> None:
+    """Catches a swap of height and width, and another upsampling."""
+    frame = np.zeros((1, 16, 20), np.float32)
+    outputs = run(step, frame, frame, zero_state(step, 1, 16, 20))
+    shapes = {name: value.shape for name, value in outputs.items()}
+    assert shapes == {
+        "image": (1, 32, 40, 1),
+        "h_out": (1, 8, 10, 4),
+        "c_out": (1, 8, 10, 4),
+    }
+
+
+def test_an_untrained_step_returns_the_mean_on_the_contracts_grid() -> None:
+    """Inside, exactly `cv2.resize`: output pixel j at (j + 0.5) / 2 - 0.5.
+
+    Catches phases in another order, a grid shifted by half an output pixel, and a correction that
+    does not begin at zero. One output row at each edge differs: zeros lie beyond.
+    """
+    step = build_step(TINY, 16, 20)
+    rng = np.random.default_rng(4)
+    frame, mean = rng.random((2, 1, 16, 20), np.float32)
+    image = run(step, frame, mean, zero_state(step, 1, 16, 20))["image"][0, :, :, 0]
+    expected = cv2.resize(mean[0], (40, 32), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(image[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-6)
+
+
+def test_a_ramp_and_a_single_pixel_lie_where_the_contract_says() -> None:
+    """The grid against the formula itself, not against OpenCV. Catches both agreeing on `[::2]`."""
+    step = build_step(TINY, 16, 20)
+    y, x = np.mgrid[:16, :20].astype(np.float32)
+    ramp = (3 * y - 2 * x)[None]
+    dot = np.zeros((1, 16, 20), np.float32)
+    dot[0, 6, 11] = 1
+    state = zero_state(step, 1, 16, 20)
+    image = run(step, dot, ramp, state)["image"][0, :, :, 0]
+    rows, columns = ((np.arange(n) + 0.5) / 2 - 0.5 for n in (32, 40))
+    expected = 3 * rows[:, None] - 2 * columns[None]
+    np.testing.assert_allclose(image[1:-1, 1:-1], expected[1:-1, 1:-1], atol=1e-4)
+    spot = run(step, ramp, dot, state)["image"][0, :, :, 0]
+    assert spot.sum() == pytest.approx(4, abs=1e-5)
+    # Camera pixel 6 lies at output coordinate 2 * 6 + 0.5.
+    assert np.sum(np.arange(32) * spot.sum(axis=1)) / 4 == pytest.approx(12.5, abs=1e-5)
+    assert np.sum(np.arange(40) * spot.sum(axis=0)) / 4 == pytest.approx(22.5, abs=1e-5)
+
+
+def test_a_shifted_scene_gives_a_shifted_image(step: Step) -> None:
+    """By 2 px, the state's sampling. Catches anything that knows where in the field it is."""
+    rng = np.random.default_rng(5)
+    scene = rng.random((2, 1, 40, 40), np.float32)
+    one = run(step, *scene[:, :, :32, :32], zero_state(step, 1, 32, 32))["image"]
+    two = run(step, *scene[:, :, 2:34, 2:34], zero_state(step, 1, 32, 32))["image"]
+    inside = slice(20, -24)  # output px: beyond what the edges reach
+    moved = slice(24, -20)
+    np.testing.assert_allclose(one[:, moved, moved], two[:, inside, inside], atol=1e-4)
+
+
+def test_fluctuation_reaches_the_image_by_way_of_products(step: Step) -> None:
+    """Two series of the same mean and opposite fluctuations have equal products.
+
+    With the linear way cut, they must give the same image, and no fluctuation another one. Catches
+    products of the frame itself instead of its fluctuation.
+    """
+    linear = keras.ops.convert_to_numpy(step.gates_frame.kernel)
+    bias = keras.ops.convert_to_numpy(step.factors.bias)
+    cut = linear.copy()
+    cut[:, :, 0::2] = 0  # space_to_depth interleaves: even channels are the fluctuation's
+    try:
+        step.gates_frame.kernel.assign(cut)
+        step.factors.bias.assign(np.zeros_like(bias))
+        rng = np.random.default_rng(6)
+        mean, fluctuation = rng.random((2, 1, 16, 20), np.float32)
+        state = zero_state(step, 1, 16, 20)
+        up, down, none = (
+            run(step, mean + sign * fluctuation, mean, state)["image"] for sign in (1, -1, 0)
+        )
+    finally:
+        step.gates_frame.kernel.assign(linear)
+        step.factors.bias.assign(bias)
+    np.testing.assert_allclose(up, down, atol=1e-4)
+    assert np.abs(up - none).max() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 64)])
+def test_weights_do_not_depend_on_the_size_of_the_field(shape: tuple[int, int]) -> None:
+    """Catches a layer tied to the size: one file must serve any field."""
+    assert build_step(TINY, *shape).count_params() == build_step(TINY, 8, 8).count_params()
+
+
+def unrolled(step: Step, read_at: tuple[int, ...], chunk: int) -> Unrolled:
+    network = Unrolled(step, 2, (16, 20), read_at)
+    network(inputs_of(np.zeros((2, 2, chunk, 16, 20), np.float32), len(read_at)))
+    return network
+
+
+def inputs_of(series: np.ndarray, reads: int, fresh: tuple[float, float] = (1, 1)) -> Arrays:
+    return {
+        "frames": series[0],
+        "means": series[1],
+        "fresh": np.array(fresh, np.float32),
+        "gain": np.ones((2, reads), np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def series() -> np.ndarray:
+    """Frames and means of two places, (2, B, 6, 16, 20)."""
+    return np.random.default_rng(7).random((2, 2, 6, 16, 20), np.float32)
+
+
+def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
+    return keras.ops.convert_to_numpy(network(inputs))
+
+
+def test_unrolled_is_the_step_run_frame_by_frame(step: Step, series: np.ndarray) -> None:
+    """Catches an image read from the state before, swapped inputs, and gain on the wrong axis."""
+    network = unrolled(step, (2, 5), 6)
+    inputs = inputs_of(series, 2) | {"gain": np.array([[1, 2], [3, 4]], np.float32)}
+    read = images(network, inputs)
+    state = zero_state(step, 2, 16, 20)
+    for k in range(6):
+        outputs = run(step, series[0, :, k], series[1, :, k], state)
+        state = {"h": outputs["h_out"], "c": outputs["c_out"]}
+        if k in (2, 5):
+            n = (2, 5).index(k)
+            expected = outputs["image"][..., 0] * inputs["gain"][:, n, None, None]
+            np.testing.assert_allclose(read[:, n], expected, atol=1e-4)
+
+
+def test_chunks_go_on_where_the_last_one_ended(step: Step, series: np.ndarray) -> None:
+    """Three chunks of two frames are one of six. Catches a state that is not kept, or kept from
+    the beginning of the chunk."""
+    whole = images(unrolled(step, (5,), 6), inputs_of(series, 1))
+    network = unrolled(step, (1,), 2)
+    for k in range(3):
+        fresh = (1.0, 1.0) if k == 0 else (0.0, 0.0)
+        read = images(network, inputs_of(series[:, :, 2 * k : 2 * k + 2], 1, fresh))
+    np.testing.assert_allclose(read, whole, atol=1e-5)
+
+
+def test_fresh_resets_its_own_place_only(step: Step, series: np.ndarray) -> None:
+    """Catches a reset of the whole batch, and of none."""
+    first, second = series[:, :, :3], series[:, :, 3:]
+    anew = images(unrolled(step, (2,), 3), inputs_of(second, 1))
+    read = {}
+    for fresh in ((0.0, 0.0), (0.0, 1.0)):
+        network = unrolled(step, (2,), 3)
+        network(inputs_of(first, 1))
+        read[fresh] = images(network, inputs_of(second, 1, fresh))
+    np.testing.assert_allclose(read[0.0, 1.0][0], read[0.0, 0.0][0], atol=1e-6)
+    np.testing.assert_allclose(read[0.0, 1.0][1], anew[1], atol=1e-6)
+    assert np.abs(read[0.0, 0.0][1] - anew[1]).max() > 1e-3
+
+
+def test_a_step_is_saved_and_built_again_with_its_settings(step: Step) -> None:
+    """Catches a setting that is left out of the configuration."""
+    again = Step.from_config(step.get_config())
+    assert again.settings == step.settings == TINY
