@@ -48,6 +48,7 @@ class ReplayCamera:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         self._path = Path(path)
+        self._fps = fps
         self._interval_s = 1.0 / fps
         self._loop = loop
         self._clock = clock
@@ -131,7 +132,7 @@ class ReplayCamera:
 
     def _due_ns(self) -> int:
         assert self._start_ns is not None
-        return self._start_ns + round(self._slot * self._interval_s * 1e9)
+        return self._start_ns + round(self._slot * 1e9 / self._fps)
 
     def _drop_stale(self) -> None:
         """Pass over the slots that a camera's buffers would no longer hold."""

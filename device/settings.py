@@ -189,7 +189,12 @@ def _warn_of_unknown_environment(cls: type[Settings]) -> None:
 def _sentence(error: ValidationError, origins: Mapping[str, str]) -> SettingsError:
     first = error.errors()[0]
     name = str(first["loc"][0])
-    reason = first["msg"].replace("Input should be", "expected")
+    reason = first["msg"]
+    for theirs, ours in (
+        ("Input should be", "expected"),
+        ("String should have", "expected text of"),
+    ):
+        reason = reason.replace(theirs, ours)
     return SettingsError(
         f"setting {name} is {first['input']!r} (from {origins.get(name, 'nowhere')}): "
         f"{reason}; correct it there"

@@ -274,6 +274,7 @@ class TiffStack(Stack):
             raise self._damaged(error) from error
 
     def _set_up(self) -> None:
+        self._refuse_cut_short(_last_page_is_last(self._file))
         series = _one_series(self._file, self.path)
         if series is None:
             self._data_offset, self._pages = None, list(iter(self._file.pages))
@@ -286,7 +287,7 @@ class TiffStack(Stack):
         self.dtype = _checked_dtype(page.dtype, self.path)
         _refuse_inverted(page, self.path)
         self.pixel_size_um = _pixel_size_um(self._file)
-        self._refuse_cut_short()
+        self._refuse_cut_short(self._holds_all_frames())
 
     @property
     def frames(self) -> int:
@@ -318,16 +319,17 @@ class TiffStack(Stack):
     def _frame_bytes(self) -> int:
         return self.height * self.width * self._stored_dtype.itemsize
 
-    def _refuse_cut_short(self) -> None:
+    def _holds_all_frames(self) -> bool:
         if self._data_offset is None:
-            whole = len(self._pages) == self._frames and None not in self._pages
-        else:
-            end = self._data_offset + self._frames * self._frame_bytes
-            whole = end <= self._file.filehandle.size
+            return len(self._pages) == self._frames and None not in self._pages
+        end = self._data_offset + self._frames * self._frame_bytes
+        return end <= self._file.filehandle.size
+
+    def _refuse_cut_short(self, whole: bool) -> None:
         if not whole:
             raise StackError(
-                f"{self.path}: the file is cut short; expected all of its {self._frames} frames; "
-                "copy or record it again"
+                f"{self.path}: the file is cut short; expected all of its frames; copy or record "
+                "it again"
             )
 
     def _damaged(self, error: Exception, where: str = "") -> StackError:
@@ -339,6 +341,19 @@ class TiffStack(Stack):
     def close(self) -> None:
         """Close the file; may be called twice."""
         self._file.close()
+
+
+def _last_page_is_last(file: tifffile.TiffFile) -> bool:
+    """Tell whether the chain of pages ends, and does not point behind the end of the file.
+
+    tifffile reads a file that was cut short as a shorter stack.
+    """
+    position = file.pages.next_page_offset
+    if position is None:
+        return False
+    file.filehandle.seek(position)
+    stored = file.filehandle.read(file.tiff.offsetsize)
+    return stored == bytes(file.tiff.offsetsize)
 
 
 def _one_line(error: Exception) -> str:
