@@ -9,7 +9,6 @@ from functools import partial
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 Method = Callable[[np.ndarray], np.ndarray]
 
@@ -71,7 +70,8 @@ def xc_sofi2(frames: np.ndarray, linearized: bool = False) -> np.ndarray:
     and it belongs to the point midway between them. Averaged are the pairs whose midpoint is the
     pixel itself, horizontal and vertical. `linearized` takes the square root, (2H, 2W).
     """
-    change = np.pad(_fluctuation(frames), ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    # Repeated edges: reflected ones would pair the border's neighbour with itself, noise and all.
+    change = np.pad(_fluctuation(frames), ((0, 0), (1, 1), (1, 1)), mode="edge")
     middle = slice(1, -1)
     vertical = (change[:, :-2, middle] * change[:, 2:, middle]).mean(axis=0)
     horizontal = (change[:, middle, :-2] * change[:, middle, 2:]).mean(axis=0)
@@ -87,8 +87,9 @@ def sofi3(frames: np.ndarray, linearized: bool = False) -> np.ndarray:
 
 
 def _blur(image: np.ndarray, sigma_output_px: float) -> np.ndarray:
+    size = 2 * int(np.ceil(5.0 * sigma_output_px)) + 1
     # Reflection keeps the kernel its own adjoint, borders included.
-    return gaussian_filter(image, sigma_output_px, mode="reflect", truncate=5.0)
+    return cv2.GaussianBlur(image, (size, size), sigma_output_px, borderType=cv2.BORDER_REFLECT)
 
 
 def deconvolved(image: np.ndarray, sigma_output_px: float, iterations: int) -> np.ndarray:
