@@ -332,11 +332,6 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
         self._stop = stop
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `serve`: uvicorn raises them again when done, and we exit with 0."""
-        yield
-
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._on_ready is not None:
@@ -353,7 +348,11 @@ class _Server(uvicorn.Server):
 
 @contextlib.contextmanager
 def _stopped_by_signal(stop: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the event; only the main thread may, and elsewhere nothing is."""
+    """Let SIGTERM and SIGINT set the event; only the main thread can, elsewhere nothing is done.
+
+    uvicorn raises a signal again when it has gone down: it finds this handler, not Python's own,
+    which would end the process with an error.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

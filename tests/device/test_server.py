@@ -617,7 +617,7 @@ def test_a_client_that_left_leaves_nothing_behind(scope, served):
 
 
 def test_signals_end_the_process_in_order():
-    """Catches: uvicorn raising SIGTERM again when done, which ends the process with -15."""
+    """Catches: no handler of our own: uvicorn raises SIGTERM again, the process ends with -15."""
     program = textwrap.dedent(
         """
         import sys
