@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,6 @@ from device.settings import Settings
 
 if TYPE_CHECKING:
     from device.pipeline import Pipeline
-
-log = logging.getLogger(__name__)
 
 DEMO_STACK = Path(__file__).resolve().parent.parent / "demo" / "demo.tif"
 _INTERRUPTED = 130
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(error: Exception, debug: bool) -> None:
     if debug:
-        log.error("traceback:", exc_info=error)
+        sys.stderr.write("".join(traceback.format_exception(error)))
     sys.stderr.write(f"learn2sofi: {error}\n")
 
 
@@ -84,9 +83,8 @@ def _one_sentence(
 
 def _set_up_logging(level: str) -> None:
     # To stderr: stdout is for what a command has to say.
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger().setLevel(level.upper())
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # our sentence says it once
 
 

@@ -256,7 +256,8 @@ class TiffStack(Stack):
         The file is damaged, or its axes or type are not those of a stack.
     """
 
-    _pages: list[tifffile.TiffPage | tifffile.TiffFrame | None]
+    # Indexed only: tifffile then holds what it needs of them, at any length.
+    _pages: tifffile.TiffPages | tifffile.TiffPageSeries
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -277,9 +278,9 @@ class TiffStack(Stack):
         self._refuse_cut_short(_last_page_is_last(self._file))
         series = _one_series(self._file, self.path)
         if series is None:
-            self._data_offset, self._pages = None, list(iter(self._file.pages))
+            self._data_offset, self._pages = None, self._file.pages
         else:
-            self._data_offset, self._pages = series.dataoffset, list(iter(series.pages))
+            self._data_offset, self._pages = series.dataoffset, series.pages
         page = self._file.pages.first
         self._frames = len(self._pages) if series is None else int(series.shape[0])
         self.height, self.width = page.imagelength, page.imagewidth
@@ -306,7 +307,8 @@ class TiffStack(Stack):
     def _read_stored(self, index: int) -> np.ndarray:
         if self._data_offset is None:
             page = self._pages[index]
-            assert page is not None, "refused when the file was opened"
+            if page is None:
+                raise LookupError("the page is missing")
             return page.asarray()
         # Uncompressed and in one piece: ImageJ files above 4 GB have a single page for all frames.
         offset = self._data_offset + index * self._frame_bytes
@@ -321,7 +323,7 @@ class TiffStack(Stack):
 
     def _holds_all_frames(self) -> bool:
         if self._data_offset is None:
-            return len(self._pages) == self._frames and None not in self._pages
+            return len(self._pages) == self._frames
         end = self._data_offset + self._frames * self._frame_bytes
         return end <= self._file.filehandle.size
 
