@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -215,6 +217,22 @@ def test_a_blind_model_takes_the_optics_with_a_note(reconstruct, stack, caplog):
     told = reconstruct(stack, "--na", 1.2, "--wavelength-nm", 600, "--pixel-nm", 100)
     assert "is blind" in caplog.text
     np.testing.assert_array_equal(told, plain)
+
+
+def test_a_video_is_reconstructed_from_linear_light(reconstruct, tmp_path):
+    """Mutation: the transfer curve stays. Two greys tell, 120 and 200."""
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 30, (40, 32), False)
+    frame = np.zeros((32, 40), np.uint8)
+    frame[:, 14:27], frame[:, 27:] = 120, 200
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    image = reconstruct(path, "--every", "3")
+    assert image.shape == (64, 80)
+    middle, bright = image[32, 40], image[32, 68]
+    # ((200/255 + 0.099) / (120/255 + 0.099)) ** (1 / 0.45) = 2.6513; 1.67 with the curve left in.
+    assert bright / middle == pytest.approx(2.6513, abs=0.001)
 
 
 def test_memory_does_not_grow_with_the_stack(model_file, tmp_path, out):
@@ -426,6 +444,22 @@ def test_reconstruct_as_a_process(stack, out, model_file):
     assert (result.returncode, result.stdout) == (0, "")
     assert "%|" not in result.stderr  # no progress bar: stderr is no terminal here
     assert tifffile.imread(out).shape == (2 * H, 2 * W)
+
+
+def test_a_progress_bar_on_a_terminal(stack, out, model_file):
+    """Mutation: the bar is off, or counts images (1) instead of frames (36)."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [*PROGRAM, "reconstruct", stack, out, "--model", model_file, "--mode", "stream"]
+    with closing(os.fdopen(ours, "rb", buffering=0)) as screen:
+        process = subprocess.Popen(list(map(str, command)), stderr=theirs, env=environment())
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # Linux tells the end of a terminal by EIO
+            while part := screen.read(4096):
+                shown += part
+        assert process.wait(PATIENCE_S) == 0
+    assert b"%|" in shown and b"36/36" in shown
 
 
 def test_bad_input_as_a_process(tmp_path, out, model_file):

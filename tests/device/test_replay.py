@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
@@ -192,3 +193,18 @@ def test_nan_is_a_camera_error_when_met(tmp_path, clock):
 def test_the_name_is_what_the_user_gave(stack):
     """Mutation: the bare path."""
     assert ReplayCamera(stack, FPS).name == f"replay:{stack}"
+
+
+def test_a_video_goes_round(tmp_path, clock):
+    """Mutation: a video that was played to its end is not decoded from its start again."""
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"FFV1"), 30, (32, 32), False)
+    for index in range(3):
+        writer.write(np.full((32, 32), 80 * index, np.uint8))
+    writer.release()
+    camera = ReplayCamera(path, FPS, clock=clock, wait=clock.wait)
+    camera.open()
+    greys = [float(camera.read(1.0).array[0, 0]) for _ in range(8)]
+    camera.close()
+    assert greys[0] < greys[1] < greys[2]
+    assert greys == (greys[:3] * 3)[:8]
