@@ -22,7 +22,8 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for bad input, 1 for a fault)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    name = next((word for word in (argv or sys.argv[1:]) if word in COMMANDS), None)
+    words = sys.argv[1:] if argv is None else argv
+    name = next((word for word in words if word in COMMANDS), None)
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         if command == name:  # the others' imports are slow and not needed
             module = importlib.import_module(f"training.{command}")
             module.add_arguments(sub)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(words)
     try:
         return int(module.main(arguments))
     except Learn2sofiError as error:

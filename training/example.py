@@ -96,7 +96,7 @@ class Example:
         inputs = {
             "frames": self.frames[cut],
             "means": self.means[cut],
-            "fresh": np.float32(k == 0),
+            "fresh": np.array(k == 0, np.float32),
             "gain": self.scales[read] / np.float32(self.unit),
         }
         return inputs, np.broadcast_to(self.truth, (len(read), *self.truth.shape))

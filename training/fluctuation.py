@@ -87,6 +87,6 @@ class Blinking:
 
     def _alive(self, n: int, emitters: int, rng: np.random.Generator) -> np.ndarray:
         if not np.isfinite(self.bleach_time_frames):
-            return np.float32(1)
+            return np.ones((1, 1), np.float32)
         death = rng.exponential(self.bleach_time_frames, emitters)
         return (np.arange(n)[:, None] < death[None, :]).astype(np.float32)

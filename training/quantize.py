@@ -11,6 +11,7 @@ are clipped to `FRAME_RANGE` here, so that a rare spike does not cost all others
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -177,6 +178,12 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
     return step, settings
 
 
+def quantized_weights(run: Path) -> str:
+    """Say of which weights the run's TFLite files are, ``best`` or ``final``."""
+    path = run / "quantized.json"
+    return str(json.loads(path.read_text())["weights"]) if path.exists() else "best"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training quantize``."""
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
@@ -186,10 +193,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training quantize``: write both files into the run's folder."""
+    if arguments.stacks < 1:
+        raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
     step, settings = load_step(arguments.run, arguments.weights)
-    (arguments.run / "float32.tflite").write_bytes(convert(step))
+    float32 = convert(step)
     model = convert(step, representative_set(step, settings, arguments.stacks))
     check_int8(model)
+    (arguments.run / "float32.tflite").write_bytes(float32)
     (arguments.run / "int8.tflite").write_bytes(model)
+    about = {"weights": arguments.weights, "calibration_stacks": arguments.stacks}
+    (arguments.run / "quantized.json").write_text(json.dumps(about))
     log.info("int8 step: %d bytes, %s", len(model), dict(operators(model)))
     return 0

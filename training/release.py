@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from device.model import EMBEDDED_NAME, MODELS_DIR
 from device.normalize import NormalizationSettings
 from training.example import WINDOW
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
-from training.quantize import SIGNATURE, SIZE_PX
+from training.quantize import SIGNATURE, SIZE_PX, quantized_weights
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
 FORMS = ("int8", "float32")
+VERSION = re.compile(r"\d+(\.\d+)*")
 
 
 def manifest(run: Path, version: str) -> dict[str, Any]:
@@ -80,7 +82,10 @@ def _outputs(network: NetworkSettings) -> dict[str, Any]:
 def _provenance(run: Path) -> dict[str, Any]:
     about = json.loads((run / "run.json").read_text())
     about["settings_sha256"] = sha256(run / "settings.json")
-    return about | json.loads((run / "best.json").read_text())
+    about["weights"] = quantized_weights(run)
+    if about["weights"] == "best":
+        about |= json.loads((run / "best.json").read_text())
+    return about
 
 
 def embed(model: bytes, content: dict[str, Any]) -> bytes:
@@ -110,25 +115,36 @@ def write_pair(run: Path, version: str, folder: Path) -> Path:
     Raises
     ------
     UserError
-        The run has not been quantized.
+        The run has not been quantized, or the version is not numbers and dots.
     """
+    _check_complete(run, version)
     stem = f"learn2sofi-{version}"
     content = manifest(run, version)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for form in FORMS:
         source, path = run / f"{form}.tflite", folder / f"{stem}-{form}.tflite"
-        if not source.exists():
-            raise UserError(f"{source} is missing: run `python -m training quantize` first.")
         path.write_bytes(embed(source.read_bytes(), content))
         files[form] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
     (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
-    shutil.copyfile(run / "best.weights.h5", folder / f"{stem}.weights.h5")
+    shutil.copyfile(run / f"{quantized_weights(run)}.weights.h5", folder / f"{stem}.weights.h5")
     shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
     for path in folder.glob("learn2sofi-*"):
         if not path.name.startswith((f"{stem}.", f"{stem}-")):
             path.unlink()
     return folder / f"{stem}.json"
+
+
+def _check_complete(run: Path, version: str) -> None:
+    """Refuse before anything is written."""
+    if not VERSION.fullmatch(version):
+        raise UserError(f"The version {version!r} is not like 0.1.0: give numbers and dots.")
+    for name in ("settings.json", "run.json", "best.json", *(f"{form}.tflite" for form in FORMS)):
+        if not (run / name).exists():
+            raise UserError(
+                f"{run / name} is missing: name a trained run, and quantize it first with "
+                f"`python -m training quantize --run {run}`."
+            )
 
 
 def write_checksums(folder: Path) -> None:

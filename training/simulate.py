@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 
+from device.errors import UserError
 from training import settings as settings_file
 from training.forward_model import Stack, simulate
 
@@ -35,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Simulate and write."""
+    """Run ``python -m training simulate``."""
+    for name, least in (("stacks", 1), ("frames", 1), ("size", 16), ("seed", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} is {getattr(arguments, name)}; give {least} or more.")
     model = settings_file.load(arguments.settings).forward_model
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number in range(arguments.stacks):

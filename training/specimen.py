@@ -30,7 +30,7 @@ class Grid(NamedTuple):
         """Draw `n` uniform positions (y, x), (n, 2)."""
         return rng.uniform((0.0, 0.0), (self.height, self.width), (n, 2))
 
-    def count(self, per_megapixel: tuple[float, float], rng: np.random.Generator) -> int:
+    def draw_number(self, per_megapixel: tuple[float, float], rng: np.random.Generator) -> int:
         """Draw a number of objects, at least 1, from a log-uniform range of areal densities."""
         low, high = np.log(per_megapixel)
         return max(1, round(np.exp(rng.uniform(low, high)) * self.height * self.width / 1e6))
@@ -76,7 +76,7 @@ def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     density = np.zeros(grid, np.float32)
     persistence = np.exp(rng.uniform(np.log(20), np.log(2000)))
     patchiness = rng.choice([0.0, 0.5])
-    for start in grid.points(grid.count((150, 1500), rng), rng):
+    for start in grid.points(grid.draw_number((150, 1500), rng), rng):
         curve = worm_like_chain(start, rng.uniform(40, 400), persistence, rng)
         label = ndimage.gaussian_filter1d(rng.normal(0, 1, len(curve)), 20)
         weights = rng.uniform(0.4, 1) * np.exp(4 * patchiness * label)
@@ -87,7 +87,7 @@ def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Pairs and bundles of nearly parallel chains, 2 to 10 px apart."""
     density = np.zeros(grid, np.float32)
-    for start in grid.points(grid.count((100, 600), rng), rng):
+    for start in grid.points(grid.draw_number((100, 600), rng), rng):
         curve = worm_like_chain(start, rng.uniform(60, 300), rng.uniform(200, 3000), rng)
         tangent = np.gradient(curve, axis=0)
         normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
@@ -103,7 +103,7 @@ def rings(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Circles and ellipses of radius 2.5 to 15 px, labelled along the rim."""
     density = np.zeros(grid, np.float32)
     typical = rng.uniform(2.5, 10)
-    for centre in grid.points(grid.count((200, 2000), rng), rng):
+    for centre in grid.points(grid.draw_number((200, 2000), rng), rng):
         radius = typical * rng.uniform(0.7, 1.5)
         t = np.arange(0, 2 * np.pi, 0.2 / radius)
         axes = radius * np.array([1, rng.uniform(0.6, 1)])
@@ -116,7 +116,7 @@ def rings(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 
 def puncta(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Single points and small clusters, with log-normal brightness."""
-    centres = grid.points(grid.count((500, 8000), rng), rng)
+    centres = grid.points(grid.draw_number((500, 8000), rng), rng)
     members = rng.integers(1, rng.choice([2, 12]) + 1, len(centres))
     spread = rng.uniform(0.3, 2.5)
     points = np.repeat(centres, members, axis=0) + rng.normal(0, spread, (members.sum(), 2))
@@ -138,7 +138,7 @@ def _rod_frame(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, float,
 def filled_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """E. coli-like spherocylinders, label throughout: brightness goes with the thickness."""
     density = np.zeros(grid, np.float32)
-    for _ in range(grid.count((100, 800), rng)):
+    for _ in range(grid.draw_number((100, 800), rng)):
         distance, _, radius = _rod_frame(grid, rng)
         thickness = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
         density += rng.uniform(0.5, 1) * thickness * _texture(grid, rng, rng.choice([0.0, 0.4]))
@@ -148,7 +148,7 @@ def filled_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def membrane_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """E. coli-like spherocylinders, label in the envelope: projected shells."""
     density = np.zeros(grid, np.float32)
-    for _ in range(grid.count((100, 700), rng)):
+    for _ in range(grid.draw_number((100, 700), rng)):
         distance, _, radius = _rod_frame(grid, rng)
         outer = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
         inner = np.sqrt(np.clip(1 - (distance / (0.85 * radius)) ** 2, 0, None))
@@ -160,7 +160,7 @@ def vesicles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Filled discs of 2 to 10 px radius."""
     density = np.zeros(grid, np.float32)
     y, x = grid.coordinates()
-    for cy, cx in grid.points(grid.count((200, 2000), rng), rng):
+    for cy, cx in grid.points(grid.draw_number((200, 2000), rng), rng):
         r2 = ((y - cy) ** 2 + (x - cx) ** 2) / rng.uniform(2, 10) ** 2
         density += rng.uniform(0.4, 1) * np.sqrt(np.clip(1 - r2, 0, None))
     return _unit_maximum(density)
