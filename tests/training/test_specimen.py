@@ -78,9 +78,9 @@ def test_a_point_is_drawn_in_the_pixel_it_lies_in() -> None:
 def test_numbers_of_objects_go_with_the_area() -> None:
     """Catches a number that ignores the size of the field or leaves its range."""
     rng = np.random.default_rng(1)
-    counts = [Grid(1000, 1000).count((100, 400), rng) for _ in range(400)]
+    counts = [Grid(1000, 1000).draw_number((100, 400), rng) for _ in range(400)]
     assert 100 <= min(counts) < 130
     assert 350 < max(counts) <= 400
     # Log-uniform: the median is the geometric mean, 200; 5 standard errors of a median are 20.
     assert np.median(counts) == pytest.approx(200, abs=20)
-    assert Grid(10, 10).count((100, 400), rng) == 1
+    assert Grid(10, 10).draw_number((100, 400), rng) == 1

@@ -1,0 +1,131 @@
+"""models/: a pair that the device takes, and nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device.model import embedded_manifest, load_step
+from training.__main__ import main
+from training.settings import TrainingSettings
+
+
+def release(run: Path, version: str, folder: Path) -> int:
+    return main(["release", "--run", str(run), "--version", version, "--models", str(folder)])
+
+
+@pytest.fixture(scope="module")
+def models(quantized_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that held version 0.0.9 before 0.1.0 was released into it."""
+    folder = tmp_path_factory.mktemp("release") / "models"
+    assert release(quantized_run, "0.0.9", folder) == 0
+    (folder / "MODEL_CARD.md").write_text("written by another command")
+    assert release(quantized_run, "0.1.0", folder) == 0
+    return folder
+
+
+def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
+    """Catches two models in one folder, and a release that cleans too well."""
+    assert sorted(path.name for path in models.iterdir()) == [
+        "MODEL_CARD.md",
+        "SHA256SUMS",
+        "learn2sofi-0.1.0-float32.tflite",
+        "learn2sofi-0.1.0-int8.tflite",
+        "learn2sofi-0.1.0.json",
+        "learn2sofi-0.1.0.settings.json",
+        "learn2sofi-0.1.0.weights.h5",
+    ]
+
+
+@pytest.mark.parametrize("form", ["int8", "float32"])
+def test_the_device_takes_both_forms(form: str, models: Path, quantized_run: Path) -> None:
+    """Catches a manifest that the device refuses, or that is not the one inside the file."""
+    step = load_step(models / f"learn2sofi-0.1.0-{form}.tflite", threads=1)
+    manifest = step.manifest
+    assert (manifest.version, manifest.frames, manifest.upsampling) == ("0.1.0", 30, 2)
+    settings = TrainingSettings.model_validate_json((quantized_run / "settings.json").read_text())
+    assert manifest.psf_sigma_px == settings.forward_model.psf_sigma_px
+    assert manifest.training["seed"] == settings.seed
+    assert (
+        manifest.training["validation_db"]
+        == json.loads((quantized_run / "best.json").read_text())["validation_db"]
+    )
+    step.resize(48, 34)
+    frame = np.random.default_rng(1).random((1, 48, 34, 1), np.float32)
+    outputs = step.run({"frame": frame, "mean": frame, **step.zero_state()})
+    assert outputs["image"].shape == (1, 96, 68, 1)
+    assert np.isfinite(outputs["image"]).all()
+
+
+def test_the_manifest_inside_is_the_one_beside_less_its_files(models: Path) -> None:
+    """Catches two manifests that drift apart."""
+    beside = json.loads((models / "learn2sofi-0.1.0.json").read_text())
+    files = beside.pop("files")
+    assert set(files) == {"int8", "float32"}
+    for entry in files.values():
+        content = (models / entry["file"]).read_bytes()
+        assert entry["bytes"] == len(content)
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        inside = embedded_manifest(content)
+        assert inside is not None
+        assert json.loads(inside) == beside
+
+
+def test_checksums_are_those_of_the_files(models: Path) -> None:
+    """In the form of sha256sum: catches a file left out, and one written after its checksum."""
+    lines = (models / "SHA256SUMS").read_text().splitlines()
+    sums = {name: checksum for checksum, name in (line.split("  ") for line in lines)}
+    assert set(sums) == {path.name for path in models.glob("learn2sofi-*")}
+    for name, checksum in sums.items():
+        assert hashlib.sha256((models / name).read_bytes()).hexdigest() == checksum
+
+
+def test_embedding_changes_nothing_that_is_computed(models: Path, quantized_run: Path) -> None:
+    """Catches a file damaged by writing it anew: same output bit by bit, as the runtime sees it."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    rng, outputs = np.random.default_rng(2), []
+    inputs = {
+        "frame": rng.random((1, 128, 128, 1), np.float32),
+        "mean": rng.random((1, 128, 128, 1), np.float32),
+        "h": np.zeros((1, 64, 64, 4), np.float32),
+        "c": np.zeros((1, 64, 64, 4), np.float32),
+    }
+    for path in (quantized_run / "int8.tflite", models / "learn2sofi-0.1.0-int8.tflite"):
+        interpreter = Interpreter(str(path), num_threads=1)
+        outputs.append(interpreter.get_signature_runner("step")(**inputs))
+    for name, value in outputs[0].items():
+        np.testing.assert_array_equal(value, outputs[1][name])
+
+
+def test_the_weights_released_are_those_that_were_converted(
+    quantized_run: Path, tmp_path: Path
+) -> None:
+    """Catches the best weights beside files made from the final ones, and their score."""
+    run = tmp_path / "run"
+    shutil.copytree(quantized_run, run)
+    (run / "quantized.json").write_text('{"weights": "final", "calibration_stacks": 2}')
+    assert release(run, "0.1.0", tmp_path / "models") == 0
+    released = (tmp_path / "models" / "learn2sofi-0.1.0.weights.h5").read_bytes()
+    assert released == (run / "final.weights.h5").read_bytes()
+    training = json.loads((tmp_path / "models" / "learn2sofi-0.1.0.json").read_text())["training"]
+    assert training["weights"] == "final"
+    assert "validation_db" not in training
+
+
+@pytest.mark.parametrize("missing", ["float32.tflite", "int8.tflite", "best.json", "run.json"])
+def test_what_is_not_complete_is_refused_before_anything_is_written(
+    missing: str, quantized_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches one form of the new version beside both of the old."""
+    run, folder = tmp_path / "run", tmp_path / "models"
+    shutil.copytree(quantized_run, run)
+    (run / missing).unlink()
+    assert release(run, "0.2.0", folder) == 2
+    assert missing in capsys.readouterr().err
+    assert not folder.exists()
