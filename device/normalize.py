@@ -98,6 +98,6 @@ def measure(
         smooth, (settings.background_percentile, settings.scale_percentile)
     )
     contrast = float(bright - background)
-    flat = contrast <= 1e-6 * max(1.0, abs(float(bright)))
+    flat = contrast <= 1e-6 * max(abs(float(bright)), abs(float(background)))
     unseen = flat or contrast < settings.min_contrast_sem * standard_error
     return Scaling(float(background), 0.0 if flat else contrast, unseen)
