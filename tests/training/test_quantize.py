@@ -1,0 +1,175 @@
+"""From weights to int8: what the converter is shown, and the gate behind it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import flatbuffers
+import numpy as np
+import pytest
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+
+from device.errors import FaultError, UserError
+from training import quantize
+from training.__main__ import main
+from training.network import NetworkSettings, Step, build_step
+from training.settings import TrainingSettings
+
+
+def int8_of(function: Callable[[tf.Tensor], tf.Tensor]) -> bytes:
+    """Convert a function of an image to int8 as far as the converter can."""
+    spec = tf.TensorSpec((1, 8, 8, 4), tf.float32, name="x")
+    concrete = tf.function(function, input_signature=[spec]).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
+    rng = np.random.default_rng(1)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: (
+        [rng.normal(0, 1, (1, 8, 8, 4)).astype(np.float32)] for _ in range(4)
+    )
+    return bytes(converter.convert())
+
+
+def convolved(x: tf.Tensor) -> tf.Tensor:
+    kernel = np.random.default_rng(2).normal(0, 0.2, (3, 3, 4, 4)).astype(np.float32)
+    return tf.nn.conv2d(x, kernel, 1, "SAME")
+
+
+def test_the_gate_lets_a_clean_file_pass() -> None:
+    """Catches a gate that refuses everything, by which the next two tests would pass too."""
+    quantize.check_int8(int8_of(lambda x: tf.tanh(convolved(x))))
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (lambda x: tf.maximum(convolved(x), 0.1 * x), "MAXIMUM"),
+        (lambda x: tf.nn.softmax(convolved(x)), "SOFTMAX"),
+        (lambda x: tf.image.resize(convolved(x), (16, 16), "nearest"), "RESIZE_NEAREST_NEIGHBOR"),
+    ],
+)
+def test_an_operator_that_is_not_delegated_is_refused(
+    function: Callable[[tf.Tensor], tf.Tensor], name: str
+) -> None:
+    """Catches a graph that would be cut in pieces: each of these converts without a word."""
+    with pytest.raises(FaultError, match=name):
+        quantize.check_int8(int8_of(function))
+
+
+def test_a_float_inside_is_refused(tiny_files: tuple[bytes, bytes]) -> None:
+    """Catches a file that is float, whole or in one tensor between QUANTIZE and DEQUANTIZE."""
+    float32, int8 = tiny_files
+    with pytest.raises(FaultError, match="float"):
+        quantize.check_int8(float32)
+    parsed = schema.ModelT.InitFromPackedBuf(int8, 0)
+    graph = parsed.subgraphs[0]
+    inner = next(op.outputs[0] for op in graph.operators if op.outputs[0] not in graph.outputs)
+    graph.tensors[inner].type = schema.TensorType.FLOAT32
+    builder = flatbuffers.Builder(len(int8))
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    with pytest.raises(FaultError, match="float tensors inside"):
+        quantize.check_int8(bytes(builder.Output()))
+
+
+@pytest.fixture(scope="module")
+def tiny_files(quantized_run: Path) -> tuple[bytes, bytes]:
+    """The float32 and the int8 file of the tiny run."""
+    files = [(quantized_run / f"{form}.tflite").read_bytes() for form in ("float32", "int8")]
+    return files[0], files[1]
+
+
+def test_the_whole_step_is_int8_but_for_its_boundary(tiny_files: tuple[bytes, bytes]) -> None:
+    """Catches int16 or float left inside, and a boundary that asks hosts for scales."""
+    _, int8 = tiny_files
+    quantize.check_int8(int8)
+    graph = schema.ModelT.InitFromPackedBuf(int8, 0).subgraphs[0]
+    float32 = schema.TensorType.FLOAT32
+    assert {graph.tensors[i].type for i in [*graph.inputs, *graph.outputs]} == {float32}
+    counts = quantize.operators(int8)
+    assert counts["QUANTIZE"] >= 4
+    assert counts["DEQUANTIZE"] == 3
+    # factors, 3 of the gates, 2 of the head and its 1 layer, correction, upsampling
+    assert counts["CONV_2D"] == 9
+
+
+def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:
+    """The cell stays within its range, so that carrying it on costs no rounding but its own.
+
+    Catches a cell that grows between input and output: 10 % covers what calibration on few frames
+    sees of one and not of the other.
+    """
+    parsed = schema.ModelT.InitFromPackedBuf(tiny_files[1], 0)
+    graph, signature = parsed.subgraphs[0], parsed.signatureDefs[0]
+    indices = {
+        entry.name.decode(): entry.tensorIndex for entry in [*signature.inputs, *signature.outputs]
+    }
+    into = next(op.outputs[0] for op in graph.operators if op.inputs[0] == indices["c"])
+    out = next(op.inputs[0] for op in graph.operators if op.outputs[0] == indices["c_out"])
+    scales = [float(graph.tensors[i].quantization.scale[0]) for i in (into, out)]
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)
+    assert max(scales) <= 2.02 / 255
+
+
+@pytest.fixture(scope="module")
+def step() -> Step:
+    """An untrained step of one channel."""
+    return build_step(NetworkSettings(filters=1, products=1, head_filters=4, head_layers=0), 16, 16)
+
+
+def test_a_trajectory_carries_the_state(step: Step) -> None:
+    """Catches calibration that sees zero states only: c would saturate at run time."""
+    frames = np.random.default_rng(3).random((4, 16, 16), np.float32)
+    seen = list(quantize.trajectory(step, frames, frames * 0))
+    assert not seen[0]["h"].any()
+    for k, inputs in enumerate(seen):
+        assert {name: array.shape for name, array in inputs.items()} == {
+            "frame": (1, 16, 16, 1),
+            "mean": (1, 16, 16, 1),
+            "h": (1, 8, 8, 1),
+            "c": (1, 8, 8, 1),
+        }
+        np.testing.assert_array_equal(inputs["frame"][0, :, :, 0], frames[k])
+        if k:
+            outputs = step(seen[k - 1])
+            np.testing.assert_allclose(inputs["h"], outputs["h_out"], atol=1e-6)
+            np.testing.assert_allclose(inputs["c"], outputs["c_out"], atol=1e-6)
+    assert np.abs(seen[3]["c"]).max() > 1e-4
+
+
+def test_calibration_sees_windows_and_streams_clipped(step: Step) -> None:
+    """Catches calibration in one mode only, on frames 0 only, or with spikes that cost resolution.
+
+    Of a stream of 60 frames and a window of 30 ten and eight frames are taken.
+    """
+    settings = TrainingSettings()
+    seen = list(quantize.representative_set(step, settings, 2))
+    assert len(seen) == 10 + 8
+    first_of_window = seen[10]
+    assert not first_of_window["c"].any()
+    assert all(inputs["c"].any() for inputs in seen[11:])
+    for inputs in seen:
+        for name in ("frame", "mean"):
+            assert inputs[name].min() >= quantize.FRAME_RANGE[0]
+            assert inputs[name].max() <= quantize.FRAME_RANGE[1]
+    # In a window the mean is that of all frames, in a stream it moves.
+    np.testing.assert_array_equal(seen[10]["mean"], seen[17]["mean"])
+    assert not np.array_equal(seen[0]["mean"], seen[9]["mean"])
+
+
+def test_an_int8_step_that_does_not_pass_the_gate_is_not_written(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a file that lies there to be released although it was refused."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("*.tflite", "quantized.json"))
+    monkeypatch.setattr(quantize, "convert", lambda *_: int8_of(lambda x: tf.nn.softmax(x)))
+    assert main(["quantize", "--run", str(run), "--stacks", "1"]) == 1
+    assert not [*run.glob("*.tflite"), *run.glob("quantized.json")]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    """Catches a step of random weights that is quantized in all seriousness."""
+    with pytest.raises(UserError, match="train first"):
+        quantize.load_step(tmp_path)
