@@ -73,6 +73,10 @@ quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 evaluate: setup-dev ## score every method and model form on the frozen test stacks
 	$(BIN)/python -m training evaluate
 
+.PHONY: benchmark
+benchmark: setup ## time the model's forms on this machine
+	$(BIN)/learn2sofi benchmark
+
 .PHONY: clean
 clean: ## remove what can be made again (not runs/)
 	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The command line: ``learn2sofi run | reconstruct | config``."""
+"""The command line: ``learn2sofi run | reconstruct | benchmark | config``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from device.settings import Settings
 if TYPE_CHECKING:
     from device.pipeline import Pipeline
 
-DEMO_STACK = Path(__file__).resolve().parent.parent / "demo" / "demo.tif"
+DEMO_STACK = Path(__file__).resolve().with_name("demo.ome.tif")
 _INTERRUPTED = 130
 _STOP_TIMEOUT_S = 1.0
 
@@ -101,6 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_reconstruct(
         commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded stack")
     )
+    _add_benchmark(
+        commands.add_parser("benchmark", parents=[common], help="time the model's forms here")
+    )
     config = commands.add_parser(
         "config", parents=[common], help="show every setting and where it came from"
     )
@@ -144,6 +147,14 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_reconstruct)
 
 
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="FILE", help="a form of the model (.tflite)")
+    parser.add_argument("--size", type=int, default=128, metavar="PX", help="height and width")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the runtime")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.set_defaults(command=_benchmark)
+
+
 def _frames(text: str) -> tuple[int | None, int | None]:
     first, colon, end = text.partition(":")
     if not colon or not all(part == "" or part.isdecimal() for part in (first, end)):
@@ -185,6 +196,18 @@ def _config(options: argparse.Namespace) -> None:
 
 
 # --- reconstruct ----------------------------------------------------------------------------------
+
+
+def _benchmark(options: argparse.Namespace) -> None:
+    from device.benchmark import benchmark
+
+    if options.size < 16 or options.threads < 1:
+        raise UserError("--size is from 16 up and --threads from 1 up; give larger numbers")
+    figures = benchmark(options.model, (options.size, options.size), options.threads)
+    text = json.dumps(figures, indent=2) + "\n"
+    sys.stdout.write(text)
+    if options.json:
+        options.json.write_text(text)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -1,0 +1,122 @@
+"""``learn2sofi benchmark``: how long the model's forms take here.
+
+Forms are timed in turns, a few calls each, so that whatever else the machine does meets them alike;
+what travels from machine to machine is the ratio of the medians, not the milliseconds.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from device.camera import Frame
+from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
+from device.reconstructor import Reconstructor
+from device.ring_buffer import RingBuffer
+
+ROUNDS = 40
+CALLS = 5
+_FORMS = ("int8", "float32")
+
+
+def benchmark(
+    model: Path | None = None, size: tuple[int, int] = (128, 128), threads: int = 1
+) -> dict[str, object]:
+    """Time one step of each form, and a frame's whole way in stream mode.
+
+    Parameters
+    ----------
+    model : Path, optional
+        A form of the model; default is the newest. The other forms lie beside it.
+    size : (int, int)
+        Height and width of the frame in px.
+    threads : int
+        Of the runtime.
+
+    Returns
+    -------
+    dict
+        ``machine``, ``size_px``, ``threads``; ``step_ms`` and ``frame_ms``, medians by form, the
+        latter with statistics, normalization and copies; ``float32_over_int8``, the ratio of the
+        steps' medians.
+
+    Raises
+    ------
+    ModelError
+        There is no such model.
+    """
+    steps = _forms(model or newest_model(MODELS_DIR), threads)
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
+    for form, step in steps.items():
+        calls["frame_ms", form] = _frame_call(step, size)
+        calls["step_ms", form] = _step_call(step, size)
+    medians = _in_turns(calls)
+    result: dict[str, object] = {
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "size_px": list(size),
+        "threads": threads,
+        "models": {form: step.name for form, step in steps.items()},
+    }
+    for what in ("step_ms", "frame_ms"):
+        result[what] = {form: round(medians[what, form], 4) for form in steps}
+    if len(steps) == len(_FORMS):
+        ratio = medians["step_ms", "float32"] / medians["step_ms", "int8"]
+        result["float32_over_int8"] = round(ratio, 2)
+    return result
+
+
+def _forms(path: Path, threads: int) -> dict[str, Step]:
+    stem, _, given = path.stem.rpartition("-")
+    beside = {form: path.with_name(f"{stem}-{form}.tflite") for form in _FORMS}
+    found = {form: load_step(p, threads) for form, p in beside.items() if p.exists()}
+    if not found:
+        raise ModelError(f"{path} ({given}) is not there: name a .tflite file of a model pair")
+    return found
+
+
+def _step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
+    """One step on the same inputs, at a size the step was resized to before."""
+    rng = np.random.default_rng(0)
+    step.resize(*size)
+    shapes = {name: (1, *size, 1) for name in step.manifest.inputs if name in ("frame", "mean")}
+    inputs = step.zero_state()
+    inputs |= {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    return lambda: step.run(inputs)
+
+
+def _frame_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
+    """A frame's way through buffer, statistics, normalization and one carried step."""
+    rng = np.random.default_rng(0)
+    arrays = rng.poisson(50, (8, *size)).astype(np.uint16)
+    arrays[:, size[0] // 4 : size[0] // 2] += 200
+    buffer = RingBuffer(step.manifest.frames, size, arrays.dtype)
+    reconstructor = Reconstructor(step, "stream")
+    count = 0
+
+    def push() -> object:
+        nonlocal count
+        frame = Frame(arrays[count % len(arrays)], count * 10_000_000, count)
+        count += 1
+        buffer.push(frame)
+        return reconstructor.push(frame, buffer)
+
+    return push
+
+
+def _in_turns(calls: dict[tuple[str, str], Callable[[], object]]) -> dict[tuple[str, str], float]:
+    """Call everything in turns; medians in ms."""
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for call in calls.values():
+        call()  # the first allocates
+    for _ in range(ROUNDS):
+        for key, call in calls.items():
+            for _ in range(CALLS):
+                start = time.perf_counter()
+                call()
+                times[key].append(1e3 * (time.perf_counter() - start))
+    return {key: statistics.median(values) for key, values in times.items()}
