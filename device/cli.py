@@ -241,8 +241,8 @@ def _reconstruct(options: argparse.Namespace) -> None:
 def _psf_sigma_px(options: argparse.Namespace) -> float | None:
     """Take the PSF's width in px as given, or from the optics.
 
-    The Gaussian that fits a widefield PSF best has sigma = 0.21 wavelength / NA (Zhang, Zerubia
-    and Olivo-Marin, Applied Optics 46, 2007, table 1).
+    The Gaussian closest to a widefield PSF has sigma = 0.21 wavelength / NA (Zhang, Zerubia
+    and Olivo-Marin, Applied Optics 46, 2007).
     """
     optics = (options.na, options.wavelength_nm, options.pixel_nm)
     given = [value for value in optics if value is not None]
