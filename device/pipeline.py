@@ -20,8 +20,8 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -72,6 +72,10 @@ class View:
         Number of the newest frame in it.
     frames : int
         Number of frames in it.
+    facts : mapping
+        What it was made from and how, for who keeps it. The reconstruction: ``mode``,
+        ``background`` and ``scale`` of the normalization in ADU, ``warming``, ``gaps``,
+        ``span_ms`` and ``model`` (name and sha256). Other images: nothing.
     """
 
     view: str
@@ -80,6 +84,7 @@ class View:
     timestamp_ns: int
     index: int
     frames: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Break(IntEnum):
@@ -412,14 +417,18 @@ class Pipeline:
         return {
             "mode": self._era.mode,
             "camera": self._camera.name,
-            "model": {"name": self._step.name, "sha256": self._step.sha256},
+            "model": self._model_state(),
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
+            "span_ms": last.span_ms if last else 0.0,
             "warming": last.warming if last else True,
             "nothing_to_see": last.nothing_to_see if last else False,
             "error": self._fault or self._camera_error or self._model_error,
             "ended": self._ended.is_set(),
         }
+
+    def _model_state(self) -> dict[str, str]:
+        return {"name": self._step.name, "sha256": self._step.sha256}
 
     def _age_s(self) -> float | None:
         return None if self._last_arrival_s is None else self._clock() - self._last_arrival_s
@@ -661,7 +670,22 @@ class Pipeline:
         self, view: str, array: np.ndarray, newest: Frame, frames: int, seq: int | None = None
     ) -> View:
         seq = self._seq if seq is None else seq
-        return View(view, array, seq, newest.timestamp_ns, newest.index, frames)
+        facts = self._facts() if view == "reconstruction" else {}
+        return View(view, array, seq, newest.timestamp_ns, newest.index, frames, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        """Say how the last result was made: `View.facts`."""
+        last = self._last
+        assert last is not None
+        return {
+            "mode": last.mode,
+            "background": last.scaling.background,
+            "scale": last.scaling.scale,
+            "warming": last.warming,
+            "gaps": last.gaps,
+            "span_ms": last.span_ms,
+            "model": self._model_state(),
+        }
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:
