@@ -313,7 +313,13 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
             ).start()
-        serve(create_app(pipeline), settings.host, settings.port, _say_ready, stopper.event)
+        serve(
+            create_app(pipeline, settings.host),
+            settings.host,
+            settings.port,
+            _say_ready,
+            stopper.event,
+        )
     finally:
         pipeline.stop(_STOP_TIMEOUT_S)
 

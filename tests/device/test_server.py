@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from device.camera import CameraTimeout, Frame
+from device.cli import main
 from device.errors import UserError
 from device.feed import Feed, FeedClosed
 from device.images import code_uint16, live_message
@@ -447,6 +448,21 @@ def test_own_names_and_numeric_addresses_are_answered(scope, host):
     assert client.get("/docs", headers={"host": host}).status_code == 200
     own = {"host": f"{socket.gethostname()}.local"}
     assert client.get("/docs", headers=own).status_code == 200
+
+
+def test_the_name_given_to_listen_on_is_answered(monkeypatch):
+    """Catches: `--host microscope.lan`, whose own page is then refused."""
+    told = []
+
+    def stand_in(pipeline, host="localhost"):
+        told.append(host)
+        raise UserError("enough")
+
+    monkeypatch.setattr("device.server.create_app", stand_in)
+    free = lambda host, port: socket.create_server(("127.0.0.1", 0))  # noqa: E731
+    monkeypatch.setattr("device.server.bind", free)
+    assert main(["run", "--host", "microscope.lan"]) == 2
+    assert told == ["microscope.lan"]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "[::1", "1.2.3"])
