@@ -1,9 +1,10 @@
-"""Narrow the int8 ranges of the gates, which a calibration by minimum and maximum leaves too wide.
+"""Narrow the int8 ranges that a calibration by minimum and maximum leaves too wide.
 
-The converter gives every tensor the range of all that it ever saw. What goes into the sigmoid or
-the tanh of a gate does not need it: on a rare bright spot it is beyond 100, where both are flat,
-and costs all other pixels their resolution. The scales are rewritten in the file: int8 saturates by
-itself at the new range, so that no operator is added.
+The converter gives every tensor the range of all that it ever saw. Two kinds of tensor do not need
+it: what goes into the sigmoid or the tanh of a gate, which are flat beyond `GATE_RANGE`, and the
+products of fluctuations. Both are beyond 100 on a rare bright spot, and cost all other pixels their
+resolution. The scales are rewritten in the file: int8 saturates by itself at the new range, so that
+no operator is added.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from ai_edge_litert import schema_py_generated as schema
 
 GATE_RANGE = 8.0  # sigmoid(8) is 1 - 0.0003, a tenth of an int8 step of it
 PARTIAL_RANGE = 16.0  # of the summands, which may cancel
+PRODUCT_RANGE = 8.0  # on simulated stacks 4 to 8 cost nothing, 16 costs 0.03 dB and 64 costs 0.3 dB
 
 Graph = Any  # schema.SubGraphT: the generated classes have no types
 Operator = Any
 
 
 def narrowed(model: bytes) -> bytes:
-    """Rewrite the ranges of what goes into the gates.
+    """Rewrite the ranges of the products and of what goes into the gates.
 
     Parameters
     ----------
@@ -46,6 +48,10 @@ def narrowed(model: bytes) -> bytes:
             _set_range(graph, tensor, GATE_RANGE)
         for summand in _summands(graph, kinds, total):
             _set_range(graph, summand, PARTIAL_RANGE)
+    for product in kinds.of(graph, "MUL"):
+        if kinds.feeds(graph, product, "CONV_2D"):
+            _set_range(graph, product.outputs[0], PRODUCT_RANGE)
+    _renew_bias_scales(parsed, graph, kinds)
     builder = flatbuffers.Builder(len(model) + 65536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -87,3 +93,17 @@ def _set_range(graph: Graph, tensor: int, limit: float) -> None:
     if quantization.scale[0] * 127.5 > limit:
         quantization.scale = np.array([limit / 127.5], np.float32)
         quantization.zeroPoint = np.array([0], np.int64)
+
+
+def _renew_bias_scales(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
+    """Keep every bias's scale the product of input's and kernel's, as int8 convolutions demand."""
+    for conv in kinds.of(graph, "CONV_2D"):
+        data, kernel, bias = (graph.tensors[i] for i in conv.inputs)
+        wanted = (data.quantization.scale[0] * kernel.quantization.scale).astype(np.float32)
+        ratio = bias.quantization.scale / wanted
+        if np.allclose(ratio, 1, rtol=1e-6):
+            continue
+        buffer = parsed.buffers[bias.buffer]
+        values = np.frombuffer(bytes(buffer.data), np.int32) * ratio
+        buffer.data = np.rint(values).astype(np.int32).view(np.uint8)
+        bias.quantization.scale = wanted

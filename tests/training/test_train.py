@@ -14,7 +14,7 @@ from device.errors import UserError
 from training import settings as settings_file
 from training import train
 from training.dataset import TrainingStream
-from training.network import build_step
+from training.network import NetworkSettings, build_step
 from training.quantize import load_step
 from training.revision import git_revision
 from training.settings import TrainingSettings
@@ -259,3 +259,34 @@ def test_a_missing_settings_file_is_refused_with_the_known_names(tmp_path: Path)
     """Catches a default that is taken silently."""
     with pytest.raises(UserError, match="base, smoke"):
         settings_file.load(str(tmp_path / "none.toml"))
+
+
+def test_a_run_can_begin_with_anothers_weights(
+    tiny_settings: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Mutations: weights not loaded (the start is then random), or the record left out."""
+    settings = settings_file.load(str(tiny_settings))
+    run = Run(tmp_path / "second")
+    run.begin("tiny", settings)
+    network = train.make_network(settings)
+    train.initialize(network, run, tiny_run)
+    other = load_step(tiny_run)[0]
+    for mine, given in zip(network.step.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(given))
+    initial = json.loads(run.about.read_text())["initial"]
+    assert initial["seed"] == settings.seed
+    assert len(initial["weights_sha256"]) == 64
+
+
+def test_weights_of_another_network_are_refused(
+    tiny_settings: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Mutation: the error of the file's library instead of a sentence."""
+    settings = settings_file.load(str(tiny_settings))
+    larger = settings.model_copy(update={"network": NetworkSettings(filters=5, products=2)})
+    run = Run(tmp_path / "second")
+    run.begin("tiny", larger)
+    network = train.make_network(larger)
+    for folder in (tiny_run, tmp_path):
+        with pytest.raises(UserError, match="holds no weights of this network"):
+            train.initialize(network, run, folder)
