@@ -294,22 +294,47 @@ class _Stopper:
 
 
 def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
+    from device.heartbeat import Heartbeat, Notifier
     from device.model import load_step
     from device.pipeline import Pipeline
     from device.server import bind, create_app, serve
 
+    token = _token(settings)
     bind(settings.host, settings.port).close()  # a port in use is told before the camera opens
     camera = _camera(settings)
     pipeline = Pipeline(camera, load_step(settings.model, settings.threads), settings.mode)
+    heartbeat = Heartbeat(pipeline, Notifier.from_environment())
+
+    def on_ready(address: str) -> None:
+        _say_ready(address)
+        heartbeat.ready(address)
+
     pipeline.start()
     try:
         if once:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
             ).start()
-        serve(create_app(pipeline), settings.host, settings.port, _say_ready, stopper.event)
+        app = create_app(pipeline, token)
+        serve(app, settings.host, settings.port, on_ready, stopper.event, heartbeat.beat)
     finally:
+        heartbeat.stopping()
         pipeline.stop(_STOP_TIMEOUT_S)
+
+
+def _token(settings: Settings) -> str | None:
+    """Give the token that guards the page, or None where only this machine can reach it."""
+    from device.access import is_loopback, read_token
+
+    if is_loopback(settings.host) and not settings.require_token:
+        return None
+    if settings.token_file is None:
+        cause = "host" if not is_loopback(settings.host) else "require_token"
+        raise UserError(
+            f"setting {cause} (from {settings.origin(cause)}) asks for an access token and there "
+            "is none; expected a file with one; set token_file, or listen on 127.0.0.1"
+        )
+    return read_token(settings.token_file)
 
 
 def _stop_at_end(pipeline: Pipeline, stop: threading.Event) -> None:

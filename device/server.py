@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import HTTPConnection
 
 from device import images
+from device.access import AccessGuard
 from device.errors import UserError
 from device.feed import Feed, FeedClosed, ViewName
 from device.live import serve_live
@@ -76,13 +77,15 @@ class _Page(StaticFiles):
         return response
 
 
-def create_app(pipeline: Pipeline) -> FastAPI:
+def create_app(pipeline: Pipeline, token: str | None = None) -> FastAPI:
     """Build the application over a pipeline, which the caller starts and stops.
 
     Parameters
     ----------
     pipeline : Pipeline
         Where images and numbers come from.
+    token : str, optional
+        What guards everything but ``/healthz``; default is no guard.
 
     Returns
     -------
@@ -94,6 +97,8 @@ def create_app(pipeline: Pipeline) -> FastAPI:
     app.state.registry = make_registry(pipeline)
     app.include_router(_images)
     app.include_router(_numbers)
+    if token is not None:
+        app.add_middleware(AccessGuard, token=token)
     app.mount("/", _Page(directory=WEB_FOLDER, html=True), name="page")
     return app
 
@@ -285,6 +290,7 @@ def serve(
     port: int,
     on_ready: Callable[[str], None] | None = None,
     stop: threading.Event | None = None,
+    on_tick: Callable[[], None] | None = None,
 ) -> None:
     """Serve until SIGTERM, SIGINT or `stop`; then send every client home and return.
 
@@ -298,6 +304,8 @@ def serve(
         Called once with the page's address, when it can be opened.
     stop : threading.Event, optional
         Ends the serving when set, from any thread.
+    on_tick : callable, optional
+        Called from the event loop about ten times a second while it runs; must return at once.
 
     Raises
     ------
@@ -306,7 +314,7 @@ def serve(
     """
     stop = stop or threading.Event()
     with bind(host, port) as listening, _stopped_by_signal(stop):
-        _Server(app, listening, on_ready, stop).run(sockets=[listening])
+        _Server(app, listening, on_ready, stop, on_tick).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
@@ -318,6 +326,7 @@ class _Server(uvicorn.Server):
         listening: socket.socket,
         on_ready: Callable[[str], None] | None,
         stop: threading.Event,
+        on_tick: Callable[[], None] | None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -331,6 +340,7 @@ class _Server(uvicorn.Server):
         self._address = page_address(listening)
         self._on_ready = on_ready
         self._stop = stop
+        self._on_tick = on_tick
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -338,6 +348,8 @@ class _Server(uvicorn.Server):
             self._on_ready(self._address)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._on_tick is not None:
+            self._on_tick()
         return await super().on_tick(counter) or self._stop.is_set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
