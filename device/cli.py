@@ -207,7 +207,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     text = json.dumps(figures, indent=2) + "\n"
     sys.stdout.write(text)
     if options.json:
-        options.json.write_text(text)
+        try:
+            options.json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{options.json} cannot be written ({error.strerror}); expected a file in a folder "
+                "that exists; name another with --json"
+            ) from error
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -7,10 +7,8 @@ end; validation stacks are a fixed set of other specimens.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 
@@ -18,6 +16,7 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training import simulators
 from training.example import WINDOW, Example, make_example
 from training.forward_model import ForwardModelSettings
 
@@ -121,7 +120,7 @@ class TrainingStream(keras.utils.PyDataset):
         super().__init__()
         self.model, self.settings, self.seed = model, settings, seed
         self.epoch_length, self.start = epoch_length, start
-        self._pool = _simulators(settings.workers)
+        self._pool = simulators.start(settings.workers)
         self._places = [self._play(place) for place in range(settings.batch)]
 
     def __len__(self) -> int:
@@ -166,15 +165,6 @@ class TrainingStream(keras.utils.PyDataset):
         done: Future[Example] = Future()
         done.set_result(make_example(*arguments, p.stream, p.seed))
         return done
-
-
-def _simulators(workers: int) -> ProcessPoolExecutor | None:
-    """Start processes with one thread each: many small matrices, not few large ones."""
-    if workers == 0:
-        return None
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # read by the children; too late for this process
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
 
 def validation_set(

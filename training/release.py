@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
 from device.normalize import NormalizationSettings
+from training import evaluate, model_card
 from training.example import WINDOW
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, quantized_weights
@@ -147,6 +149,45 @@ def _check_complete(run: Path, version: str) -> None:
             )
 
 
+def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None) -> None:
+    """Score both forms on the frozen stacks; write what the card needs beside the manifest."""
+    files = json.loads(manifest_path.read_text())["files"]
+    steps = evaluate.load_steps([manifest_path.with_name(f["file"]) for f in files.values()])
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, evaluate.frozen.DEFAULT_CACHE)
+    judged = None
+    if measured is not None:
+        evaluate.report_measured(steps, folder, measured)
+        judged = json.loads((folder / "measured.json").read_text())
+    content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
+    path = manifest_path.with_suffix(".evaluation.json")
+    path.write_text(json.dumps(content, indent=None) + "\n")
+
+
+def write_documents(models: Path) -> None:
+    """Write the model card, and the README's figures where the models are the repository's."""
+    about, evaluation = model_card.load(models)
+    weights = parameters(models / f"{about['name']}-{about['version']}.weights.h5")
+    (models / "MODEL_CARD.md").write_text(model_card.render_card(about, evaluation, weights))
+    readme = models.parent / "README.md"
+    if readme.exists():
+        model_card.replace_block(readme, "scores", model_card.render_summary(evaluation))
+
+
+def parameters(weights: Path) -> int:
+    """Count the numbers in a Keras weights file."""
+    total = 0
+
+    def add(_: str, item: object) -> None:
+        nonlocal total
+        if isinstance(item, h5py.Dataset):
+            total += item.size
+
+    with h5py.File(weights) as file:
+        file.visititems(add)
+    return total
+
+
 def write_checksums(folder: Path) -> None:
     """Write SHA256SUMS over the model's files, as ``sha256sum --check`` reads it."""
     lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob("learn2sofi-*"))]
@@ -158,11 +199,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
+    parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
+    parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
+    parser.add_argument("--no-evaluation", action="store_true", help="write no card: for trying")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training release``."""
     path = write_pair(arguments.run, arguments.version, arguments.models)
+    if not arguments.no_evaluation:
+        evaluate_pair(path, arguments.evaluation, arguments.measured)
+        write_documents(arguments.models)
     write_checksums(arguments.models)
     log.info("%s is written", path)
     return 0

@@ -188,7 +188,7 @@ def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
     """Gaussian random field of unit variance and a correlation length in px, (H, W)."""
     field = ndimage.gaussian_filter(rng.normal(0, 1, grid), correlation, mode="wrap")
-    return field / (field.std() + 1e-12)
+    return (field - field.mean()) / (field.std() + 1e-12)
 
 
 def _texture(grid: Grid, rng: np.random.Generator, depth: float) -> np.ndarray:

@@ -26,8 +26,16 @@ def test_figures_of_both_forms(tmp_path, capsys):
     assert figures["float32_over_int8"] == pytest.approx(ratio, rel=0.1)  # rounding of short times
 
 
-@pytest.mark.parametrize("wrong", [["--size", "8"], ["--threads", "0"], ["--model", "none.tflite"]])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--size", "8"],
+        ["--threads", "0"],
+        ["--model", "none.tflite"],
+        ["--size", "16", "--json", "no-such-folder/b.json"],
+    ],
+)
 def test_wrong_input_is_one_sentence(wrong, capsys):
-    """Mutation: an unchecked option, which would end in a traceback or in an interpreter's words."""
+    """Mutation: an unchecked option, which would end in a traceback."""
     assert cli.main(["benchmark", *wrong]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -133,7 +133,8 @@ def test_the_int8_file_is_near_the_float_file_at_every_step(
 
     Relative to the signal's own root mean square. Measured: 0.044 for the image and 0.07 to 0.08
     for the cell, whose random weights add up the roundings of frame, products and state; the bounds
-    are two to three times that either way. Float has 1e-6, calibration on zero states 0.17 and 0.59.
+    are two to three times that either way. Float has 1e-6; calibrated on zero states it is 0.17
+    and 0.59.
     """
     error = rms(by_int8[name] - by_float[name]) / rms(by_float[name])  # (T,)
     assert low < error.min()

@@ -16,7 +16,9 @@ from training.settings import TrainingSettings
 
 
 def release(run: Path, version: str, folder: Path) -> int:
-    return main(["release", "--run", str(run), "--version", version, "--models", str(folder)])
+    """Without the evaluation on the frozen stacks, which takes minutes and has tests of its own."""
+    options = ["--run", str(run), "--version", version, "--models", str(folder)]
+    return main(["release", *options, "--no-evaluation"])
 
 
 @pytest.fixture(scope="module")
