@@ -40,7 +40,7 @@ setup-dev: $(VENV)/.setup-dev ## install training and test tools too
 
 .PHONY: test
 test: setup-dev lint ## lint, types and all tests that need pip only
-	$(BIN)/pytest -m "not browser and not deploy"
+	$(BIN)/pytest -m "not browser and not deploy and not deploy_arm"
 
 .PHONY: lint
 lint: setup-dev ## ruff and mypy
@@ -62,7 +62,14 @@ test-deploy: setup-dev ## `make deploy` to a real systemd in a container (needs 
 	tests/deploy/build-root build/deploy/root
 	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine $$(uname -m) \
 	  --python $$(tests/deploy/python-of build/deploy/root)
-	$(SUDO) $(BIN)/pytest -m deploy tests/deploy
+	$(SUDO) $(BIN)/pytest -m deploy --log-cli-level=INFO tests/deploy
+
+.PHONY: test-deploy-arm
+test-deploy-arm: setup-dev ## the same into emulated 64-bit Arm, up to the first reconstruction (slow)
+	tests/deploy/build-root build/deploy/root-arm64 arm64
+	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine aarch64 \
+	  --python $$(tests/deploy/python-of build/deploy/root-arm64)
+	$(SUDO) $(BIN)/pytest -m deploy_arm tests/deploy
 
 # --- deploy ---------------------------------------------------------------------------------------
 

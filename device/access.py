@@ -113,8 +113,8 @@ class Failures:
 
     def wait_s(self, address: str) -> float:
         """Time until an address may try again, in s; 0 if it may now."""
-        times_s = self._times_s.get(address, ())
-        if len(times_s) < MAX_FAILURES:
+        times_s = self._times_s.get(address)
+        if times_s is None or len(times_s) < MAX_FAILURES:
             return 0.0
         return max(0.0, times_s[0] + FAILURE_WINDOW_S - self._clock())
 

@@ -192,7 +192,7 @@ def _config(options: argparse.Namespace) -> None:
     settings = _settings(options)
     for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else json.dumps(value)
-        sys.stdout.write(f"{name:<10} {shown:<30} {settings.origin(name)}\n")
+        sys.stdout.write(f"{name:<13} {shown:<30} {settings.origin(name)}\n")
 
 
 # --- reconstruct ----------------------------------------------------------------------------------

@@ -183,14 +183,17 @@ def deploy(options: argparse.Namespace) -> None:
         folder.chmod(0o755)  # rsync takes it over, and others than root may look
         release = stage(folder)
         facts = device.do("check", *_expectations(options))
-        if facts["running"] == release:
+        if facts["running"] == release and not options.preflight_only:
             say(f"{release} runs on {device.host} already; nothing was changed")
             return
         if not facts["venvs"]:
             _send_wheels(device, options.wheelhouse, facts)
         device.send(folder, f"{REMOTE_ROOT}/incoming")
-        done = device.do("install", release)
-    say(f"{release} runs on {device.host}{_where(done['address'])}")
+        done = device.do("install", release, *["--preflight-only"][: options.preflight_only])
+    if options.preflight_only:
+        say(f"{release} reconstructs the demo stack on {device.host}; what ran there runs on")
+    else:
+        say(f"{release} runs on {device.host}{_where(done['address'])}")
 
 
 def _expectations(options: argparse.Namespace) -> Iterator[str]:
@@ -305,6 +308,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     deploying, _, _, logging, listening, undeploying = adders
     deploying.add_argument("--wheelhouse", type=Path, default=REPOSITORY / "build" / "wheelhouse")
     deploying.add_argument("--min-free-mb", type=int, help="space to insist on")
+    deploying.add_argument(
+        "--preflight-only", action="store_true", help="reconstruct there, and switch nothing"
+    )
     logging.add_argument("--lines", type=int, default=100)
     logging.add_argument("--follow", action="store_true")
     listening.add_argument("--network", default="any", help="ADDRESS/BITS, any or none")

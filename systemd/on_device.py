@@ -243,7 +243,8 @@ def receive(release: str) -> Path:
     partial = folder.with_name(f"{release}.partial")
     for left in (partial, folder):
         shutil.rmtree(left, ignore_errors=True)
-    shutil.copytree(incoming, partial, symlinks=True)
+    partial.parent.mkdir(exist_ok=True)
+    must("cp", "--recursive", "--no-target-directory", incoming, partial)
     must("chown", "-R", "root:root", partial)
     must("chmod", "-R", "u=rwX,go=rX", partial)
     partial.rename(folder)
@@ -390,6 +391,7 @@ def put(source: Path, path: Path) -> None:
 
 def switch(release: str) -> None:
     """Start a release in the place of the one before. That it started is for `problem` to see."""
+    os.sync()  # who pulls the plug now finds whole files
     link(f"releases/{release}", CURRENT)
     # The unit comes with the release: it goes forth and back together with its code.
     for path, name in SYSTEM_FILES.items():
@@ -478,17 +480,25 @@ def install(options: argparse.Namespace) -> dict[str, Any]:
     except (DeployError, OSError) as error:
         _drop(options.release)
         raise DeployError(f"the release was not switched to: {error}") from error
-    before = _release_before(options.release)
+    if options.preflight_only:
+        _drop(options.release)
+        return {"release": options.release, "address": None}
+    return _bring_into_service(options.release)
+
+
+def _bring_into_service(release: str) -> dict[str, Any]:
+    """Switch to a release, and back if it is not well."""
+    before = _release_before(release)
     state = ask("/api/state") if before else None
-    say(f"switching {f'from {before} ' if before else ''}to {options.release}")
+    say(f"switching {f'from {before} ' if before else ''}to {release}")
     began_s = time.time()
-    switch(options.release)
+    switch(release)
     if reason := problem(before is None or camera_missing(state)):
-        _go_back(options.release, before, reason, began_s)
-    kept = [*(r for r in history() if r != options.release), options.release][-KEPT_RELEASES:]
+        _go_back(release, before, reason, began_s)
+    kept = [*(r for r in history() if r != release), release][-KEPT_RELEASES:]
     write_history(kept)
     prune(kept)
-    return {"release": options.release, "address": base_address()}
+    return {"release": release, "address": base_address()}
 
 
 def _release_before(release: str) -> str | None:
@@ -640,7 +650,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     checking.add_argument("--venv-keys", required=True)
     checking.add_argument("--now", type=float, required=True)
     checking.add_argument("--min-free-mb", type=int)
-    add(install).add_argument("release")
+    installing = add(install)
+    installing.add_argument("release")
+    installing.add_argument("--preflight-only", action="store_true")
     add(listen).add_argument("network")
     add(undeploy).add_argument("--purge", action="store_true")
     for command in (rollback, status):

@@ -27,7 +27,14 @@ def free_port():
 
 
 class Machine:
-    """Boots in `__enter__`, and again whenever the system inside reboots."""
+    """Boots in `__enter__`, and again whenever the system inside reboots.
+
+    What runs in the container, and on which root, are for a subclass to change.
+    """
+
+    base = "root"
+    inside = ("--boot",)
+    patience_s = 300
 
     def __init__(self, folder):
         self.folder = folder
@@ -64,7 +71,7 @@ class Machine:
         upper, work = self.disk / "upper", self.disk / "work"
         upper.mkdir()
         work.mkdir()
-        layers = f"lowerdir={BUILD / 'root'},upperdir={upper},workdir={work}"
+        layers = f"lowerdir={BUILD / self.base},upperdir={upper},workdir={work}"
         mount("-t", "overlay", "-o", layers, "overlay", self.root)
         # Written to by systemd-nspawn when a container comes up.
         Path("/run/systemd/nspawn").mkdir(parents=True, exist_ok=True)
@@ -81,6 +88,7 @@ class Machine:
             f"Port {self.ssh_port}\nListenAddress 127.0.0.1\n"
         )
         (self.root / "etc/hostname").write_text("microscope\n")
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 microscope\n")
         drop_in = self.root / "etc/systemd/system/learn2sofi.service.d/test.conf"
         drop_in.parent.mkdir(parents=True)
         # A drop-in is the user's, so a deploy leaves it alone.
@@ -96,8 +104,8 @@ class Machine:
 
     def _keep_on(self):
         command = [
-            *("systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit"),
-            *("--console=pipe", "--machine=microscope", f"--directory={self.root}"),
+            *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),
+            *("--machine=microscope", f"--directory={self.root}", *self.inside),
         ]
         with (self.folder / "console.log").open("ab") as log:
             while not self._off.is_set():
@@ -140,7 +148,7 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=self.patience_s,
         )
         return done.returncode, done.stdout
 
@@ -162,9 +170,9 @@ class Machine:
         request = urllib.request.Request(self.address + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                return answer.status, answer.read().decode()
+                return answer.status, answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
+            return error.code, error.read()
 
     def answers(self):
         try:

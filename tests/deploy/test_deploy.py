@@ -4,6 +4,7 @@ Each takes the machine as the one before left it: with a release that works in s
 """
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from .machine import CutLine, Downtime, Machine, wait_until
+
+log = logging.getLogger(__name__)
 
 pytestmark = pytest.mark.deploy
 
@@ -52,13 +55,20 @@ def copy_of_tree(folder):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    """The working tree; its reconstruction hangs where a file says so, for the watchdog's test."""
+    """The working tree; a file makes its reconstruction hang, another unplugs its camera."""
     tree = copy_of_tree(tmp_path_factory.mktemp("good"))
     change(
         tree / "device" / "pipeline.py",
         '        """Reconstruct with the newest frame and publish',
         '        while __import__("os").path.exists("/var/lib/learn2sofi/hang"):\n'
         "            time.sleep(0.1)\n",
+        before=True,
+    )
+    change(
+        tree / "device" / "replay.py",
+        "        self.close()\n        try:",
+        '        if Path("/var/lib/learn2sofi/unplugged").exists():\n'
+        '            raise CameraError("unplugged for the test")\n',
         before=True,
     )
     return tree
@@ -71,11 +81,10 @@ def tree(tmp_path, good):
 
 
 def change(path, anchor, text, before=False):
-    """Put text after (or before) the only line that begins with an anchor."""
-    lines = path.read_text().splitlines(keepends=True)
-    (at,) = [number for number, line in enumerate(lines) if line.startswith(anchor)]
-    lines.insert(at if before else at + 1, text)
-    path.write_text("".join(lines))
+    """Put text before or after an anchor that stands there once."""
+    content = path.read_text()
+    assert content.count(anchor) == 1, f"{path.name} has {content.count(anchor)} times {anchor!r}"
+    path.write_text(content.replace(anchor, text + anchor if before else anchor + text))
 
 
 def as_a_new_release(tree, mark):
@@ -119,18 +128,18 @@ def test_systemd_finds_nothing_to_say_about_the_unit(machine):
     unit = "/etc/systemd/system/learn2sofi.service"
     said = machine.root_does(f"systemd-analyze verify {unit} 2>&1")
     assert "learn2sofi" not in said
-    machine.root_does(f"systemd-analyze security --offline=true --threshold=20 {unit}")
+    said = machine.root_does(f"systemd-analyze security --offline=true --threshold=20 {unit}")
+    (exposure,) = re.findall(r"Overall exposure level for .*: ([\d.]+) ", said)
+    (claimed,) = re.findall(r"exposure of ([\d.]+) of 10", (REPOSITORY / "README.md").read_text())
+    assert exposure == claimed
 
 
 def test_only_the_devices_files_are_there_and_nobody_else_can_write_them(machine):
     """Mutation: the whole tree is sent; the release belongs to the user who deployed."""
     current = "/opt/learn2sofi/current"
-    assert machine.root_does(f"ls {current}/").split() == [
-        *("LICENSE", "bin", "device"),
-        *(path.name for path in [Path("learn2sofi.dist-info")] if False),
-        *machine.root_does(f"cd {current}; ls -d *.dist-info").split(),
-        *("models", "release.sha256", "systemd", "venv"),
-    ]
+    there = {name for name in machine.root_does(f"ls {current}/").split() if "-info" not in name}
+    expected = {"LICENSE", "bin", "device", "models", "release.sha256", "systemd", "venv"}
+    assert there == expected
     assert machine.root_does(f"find {current}/ ! -user root -o -perm /022 ! -type l") == ""
 
 
@@ -145,6 +154,7 @@ def deploy_and_expect_rollback(machine, tree, reason):
     assert state(machine)["reconstructions"] > 0
     assert downtime.answered > 0
     assert downtime.longest_s < SECONDS
+    log.info("the service was silent for %.1f s at most", downtime.longest_s)
     return said
 
 
@@ -152,7 +162,7 @@ def test_a_release_that_crashes_is_rolled_back(machine, tree):
     """Mutation: that systemd started the unit is taken for its running."""
     change(
         tree / "device" / "cli.py",
-        "def _serve(",
+        "def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:\n",
         '    raise SystemExit("spoiled for the test")\n',
     )
     said = deploy_and_expect_rollback(machine, tree, "the service does not start")
@@ -208,7 +218,7 @@ def test_a_full_disk_is_told_and_harms_nothing(machine, tree):
     as_a_new_release(tree, "x" * 4_000_000)
     before = machine.current()
     free_kb = machine.root_does("df --output=avail /opt/learn2sofi | tail -1")
-    machine.root_does(f"fallocate -l {int(free_kb) - 3_000}K /var/filler")
+    machine.root_does(f"fallocate -l {int(free_kb) - 1_000}K /var/filler")
     try:
         assert "MB free" in deploy_and_expect_rollback(machine, tree, "not ready")
         # Without asking first: the transfer fills the disk.
@@ -216,7 +226,7 @@ def test_a_full_disk_is_told_and_harms_nothing(machine, tree):
         assert code != 0
         assert "broke off" in said
         # With room for the transfer alone: the release itself cannot be laid down.
-        machine.root_does(f"fallocate -l {int(free_kb) - 8_000}K /var/filler2; rm /var/filler")
+        machine.root_does(f"fallocate -l {int(free_kb) - 6_000}K /var/filler2; rm /var/filler")
         code, said = machine.make("deploy", tree, "DEPLOY_ARGS=--min-free-mb=0")
         assert code != 0
         assert "No space left" in said
@@ -229,7 +239,7 @@ def test_a_full_disk_is_told_and_harms_nothing(machine, tree):
 
 def test_three_releases_are_kept_and_rollback_goes_to_the_one_before(machine, good, tree):
     """Mutation: releases heap up; rollback goes to the oldest; it forgets the unit."""
-    for mark in ("one", "two", "three"):
+    for mark in ("one", "two"):
         as_a_new_release(tree, mark)
         before = machine.current()
         code, said = machine.make("deploy", tree)
@@ -243,14 +253,11 @@ def test_three_releases_are_kept_and_rollback_goes_to_the_one_before(machine, go
 
 def test_a_reboot_brings_it_back_by_itself(machine):
     """Mutation: the unit is started but not enabled."""
-    boot = machine.root_does(
-        "cat /proc/sys/kernel/random/boot_id; systemctl show -p UserspaceTimestampMonotonic"
-    )
     machine.ssh("sudo systemctl reboot")
     wait_until(lambda: not machine.answers(), "the machine to go down", SECONDS)
-    wait_until(machine.answers, "the service after a reboot", 2 * SECONDS)
+    took_s = wait_until(machine.answers, "the service after a reboot", 2 * SECONDS)
+    log.info("back %.1f s after the machine went down", took_s)
     machine.wait_for_ssh()
-    assert boot  # it is the service that answered, not the user that started it
     assert machine.shown("NRestarts") == "0"
 
 
@@ -261,7 +268,7 @@ def test_killed_it_is_back_within_seconds(machine):
     took_s = wait_until(
         lambda: machine.answers() and machine.shown("MainPID") not in (pid, "0"), "it", SECONDS
     )
-    assert took_s < SECONDS
+    log.info("back %.1f s after it was killed", took_s)
     assert machine.shown("NRestarts") == "1"
 
 
@@ -270,15 +277,16 @@ def test_a_hung_pipeline_is_restarted_by_the_watchdog(machine):
     pid = machine.shown("MainPID")
     machine.root_does("touch /var/lib/learn2sofi/hang")
     # WatchdogSec, and what the load of this machine adds.
-    wait_until(lambda: machine.shown("MainPID") != pid, "the watchdog", 3 * SECONDS)
+    took_s = wait_until(lambda: machine.shown("MainPID") != pid, "the watchdog", 3 * SECONDS)
+    log.info("taken for hung after %.1f s", took_s)
     machine.root_does("rm /var/lib/learn2sofi/hang")
     wait_until(machine.answers, "the service after the watchdog", SECONDS)
     assert "Watchdog timeout" in machine.root_does("journalctl --unit learn2sofi --no-pager")
 
 
-def test_a_bad_setting_keeps_it_down_with_one_clear_line(machine, good):
+def test_a_bad_setting_keeps_it_down_with_one_clear_line(machine, tree):
     """Mutation: Restart=always without RestartPreventExitStatus=2."""
-    machine.root_does("cp -p /etc/learn2sofi/config.toml /root/config")
+    machine.root_does("cp -p /etc/learn2sofi/config.toml /var/tmp/config")
     restarts = machine.shown("NRestarts")
     machine.root_does("echo 'mode = \"sideways\"' >>/etc/learn2sofi/config.toml")
     machine.root_does("systemctl restart learn2sofi || true")
@@ -291,7 +299,11 @@ def test_a_bad_setting_keeps_it_down_with_one_clear_line(machine, good):
     assert "sideways" in line
     assert "/etc/learn2sofi/config.toml" in line
     assert machine.shown("NRestarts") in (restarts, "0")
-    machine.root_does("cp -p /root/config /etc/learn2sofi/config.toml")
+    as_a_new_release(tree, "does not help against a bad setting")
+    code, said = machine.make("deploy", tree)
+    assert code != 0
+    assert "sideways" in said
+    machine.root_does("cp -p /var/tmp/config /etc/learn2sofi/config.toml")
     machine.root_does("systemctl restart learn2sofi")
     assert machine.answers()
 
@@ -319,6 +331,22 @@ def test_listening_on_a_network_takes_the_token(machine, good, token):
     assert machine.get("/api/state")[0] == 200
 
 
+def test_a_missing_camera_is_told_and_no_reason_to_go_back(machine, tree):
+    """Mutation: a deploy insists on frames; it dies of a missing camera; it never tries again."""
+    machine.root_does("touch /var/lib/learn2sofi/unplugged && systemctl restart learn2sofi")
+    assert machine.get("/healthz")[0] == 503
+    as_a_new_release(tree, "deployed without a camera")
+    before = machine.current()
+    code, said = machine.make("deploy", tree)
+    assert code == 0, said
+    assert "the camera is missing, as before: unplugged for the test" in said
+    assert machine.current() != before
+    pid = machine.shown("MainPID")
+    machine.root_does("rm /var/lib/learn2sofi/unplugged")
+    wait_until(machine.answers, "frames to come again", SECONDS)
+    assert machine.shown("MainPID") == pid
+
+
 def test_status_and_logs_show_how_it_stands(machine, good):
     """Mutation: status says well of a service that is down."""
     code, said = machine.make("status", good)
@@ -341,6 +369,20 @@ def test_undeploy_leaves_what_is_the_users_and_names_it(machine, good):
     assert left == "/etc/learn2sofi"
 
 
+def test_a_first_install_that_fails_is_stopped(machine, tree):
+    """Mutation: what has nothing to go back to is left in a restart loop."""
+    change(
+        tree / "device" / "cli.py",
+        "def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:\n",
+        '    raise SystemExit("spoiled for the test")\n',
+    )
+    code, said = machine.make("deploy", tree)
+    assert code != 0
+    assert "it is stopped" in said
+    assert machine.shown("ActiveState") in ("inactive", "failed")
+    assert machine.ssh("systemctl is-enabled learn2sofi").stdout.strip() != "enabled"
+
+
 def test_no_deploy_touches_the_users_configuration(machine, good):
     """Mutation: the configuration comes with the release; a new token at every install."""
     before = machine.root_does("cat /etc/learn2sofi/config.toml /etc/learn2sofi/token")
@@ -349,7 +391,6 @@ def test_no_deploy_touches_the_users_configuration(machine, good):
     assert code == 0, said
     assert machine.root_does("cat /etc/learn2sofi/config.toml /etc/learn2sofi/token") == before
     assert machine.root_does("stat -c '%y %i' /etc/learn2sofi/config.toml") == stat
-    assert before.endswith(before.split()[-1])
 
 
 def test_purging_removes_the_users_files_too(machine, good):
@@ -360,17 +401,3 @@ def test_purging_removes_the_users_files_too(machine, good):
         == 2
     )
     assert machine.ssh("id learn2sofi").returncode != 0
-
-
-def test_a_first_install_that_fails_is_stopped(machine, tree):
-    """Mutation: what has nothing to go back to is left in a restart loop."""
-    change(
-        tree / "device" / "cli.py",
-        "def _serve(",
-        '    raise SystemExit("spoiled for the test")\n',
-    )
-    code, said = machine.make("deploy", tree)
-    assert code != 0
-    assert "it is stopped" in said
-    assert machine.shown("ActiveState") in ("inactive", "failed")
-    assert machine.ssh("systemctl is-enabled learn2sofi").stdout.strip() != "enabled"
