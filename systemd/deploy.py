@@ -87,9 +87,11 @@ class Device:
     def send(self, source: Path, target: str) -> None:
         """Make a folder on the device the same as one here; what is there already is not sent."""
         arguments = [
-            *("rsync", "--archive", "--checksum", "--delete", "--mkpath", "--partial"),
-            *(f"--timeout={RSYNC_TIMEOUT_S}", f"--rsh={shlex.join(self._ssh)}"),
-            *(f"--rsync-path={self._sudo('rsync')}", f"{source}/", f"{self.host}:{target}/"),
+            *("rsync", "--archive", "--no-owner", "--no-group", "--checksum", "--delete"),
+            *("--partial", f"--timeout={RSYNC_TIMEOUT_S}", f"--rsh={shlex.join(self._ssh)}"),
+            # Not --mkpath: the rsync of a Mac has none.
+            f"--rsync-path={self._sudo(f'mkdir -p {target}')} && {self._sudo('rsync')}",
+            *(f"{source}/", f"{self.host}:{target}/"),
         ]
         if subprocess.run(arguments, check=False).returncode:
             raise DeployError(
@@ -186,7 +188,7 @@ def deploy(options: argparse.Namespace) -> None:
         if facts["running"] == release and not options.preflight_only:
             say(f"{release} runs on {device.host} already; nothing was changed")
             return
-        if not facts["venvs"]:
+        if not facts["has_venv"]:
             _send_wheels(device, options.wheelhouse, facts)
         device.send(folder, f"{REMOTE_ROOT}/incoming")
         done = device.do("install", release, *["--preflight-only"][: options.preflight_only])

@@ -114,7 +114,7 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "python": python_version(),
         "machine": platform.machine(),
-        "venvs": [key for key in options.venv_keys.split(",") if venv_is_complete(key)],
+        "has_venv": has_venv(options.venv_keys),
         "running": current_id() if is_sound() else None,
     }
 
@@ -160,8 +160,9 @@ def _clock_problems(now_s: float) -> Iterator[str]:
 
 def _disk_problems(venv_keys: str, min_free_mb: int | None) -> Iterator[str]:
     folder = ROOT if ROOT.is_dir() else ROOT.parent
-    complete = any(venv_is_complete(key) for key in venv_keys.split(","))
-    needed_mb = RELEASE_MB + (0 if complete else VENV_MB) if min_free_mb is None else min_free_mb
+    needed_mb = (
+        RELEASE_MB + (0 if has_venv(venv_keys) else VENV_MB) if min_free_mb is None else min_free_mb
+    )
     free_mb = shutil.disk_usage(folder).free // 1_000_000
     if free_mb < needed_mb:
         yield (
@@ -217,6 +218,11 @@ def broken_files(folder: Path) -> list[str]:
     return [line.partition(":")[0] for line in done.stdout.splitlines()]
 
 
+def content_hash(folder: Path) -> str:
+    """Return what a release's name ends with."""
+    return hashlib.sha256((folder / "release.sha256").read_bytes()).hexdigest()[:12]
+
+
 def is_sound() -> bool:
     """Tell whether the current release is what was sent, is started at boot and does its work."""
     return (
@@ -233,7 +239,10 @@ def is_sound() -> bool:
 def receive(release: str) -> Path:
     """Put what was sent beside the other releases, whole or not at all."""
     incoming, folder = ROOT / "incoming", release_path(release)
-    if broken := broken_files(incoming):
+    broken = broken_files(incoming)
+    if not broken and not release.endswith(f"-{content_hash(incoming)}"):
+        broken = ["release.sha256"]
+    if broken:
         raise DeployError(
             f"what was sent is not whole ({', '.join(broken[:3])}); nothing was changed; deploy "
             "again, it goes on where it stopped"
@@ -258,7 +267,13 @@ def venv_key(lock: Path) -> str:
 
 def venv_is_complete(key: str) -> bool:
     """Tell whether an environment was built to its end."""
-    return bool(key) and (ROOT / "venvs" / key / "complete").is_file()
+    return (ROOT / "venvs" / key / "complete").is_file()
+
+
+def has_venv(keys: str) -> bool:
+    """Tell whether one of these environments was built for the Python that is here now."""
+    mine = f"python{python_version()}-"
+    return any(venv_is_complete(key) for key in keys.split(",") if key.startswith(mine))
 
 
 def build_venv(release: Path) -> None:
