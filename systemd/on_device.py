@@ -160,9 +160,9 @@ def _clock_problems(now_s: float) -> Iterator[str]:
 
 def _disk_problems(venv_keys: str, min_free_mb: int | None) -> Iterator[str]:
     folder = ROOT if ROOT.is_dir() else ROOT.parent
-    needed_mb = (
-        RELEASE_MB + (0 if has_venv(venv_keys) else VENV_MB) if min_free_mb is None else min_free_mb
-    )
+    needed_mb = min_free_mb
+    if needed_mb is None:
+        needed_mb = RELEASE_MB + (0 if has_venv(venv_keys) else VENV_MB)
     free_mb = shutil.disk_usage(folder).free // 1_000_000
     if free_mb < needed_mb:
         yield (

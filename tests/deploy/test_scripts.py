@@ -85,16 +85,17 @@ def test_a_release_holds_what_the_device_needs_and_nothing_else(tmp_path):
 
 def test_a_release_is_named_after_its_content(tmp_path, monkeypatch):
     """Mutation: the name depends on time or place, so that every deploy is a new one."""
-    names = [
-        deploy.stage(folder) for folder in (tmp_path / "a", tmp_path / "b") if not folder.mkdir()
-    ]
-    assert names[0] == names[1]
-    tree = shutil.copytree(tmp_path / "a", tmp_path / "tree")
-    shutil.copy(REPOSITORY / "pyproject.toml", tree)
-    (tree / "device" / "errors.py").write_text("# changed\n")
+    one, same, other, tree = (tmp_path / name for name in ("one", "same", "other", "tree"))
+    for folder in (one, same, other, tree):
+        folder.mkdir()
+    name = deploy.stage(one)
+    assert deploy.stage(same) == name
+    for part in ("device", "models", "systemd", "pyproject.toml", "LICENSE"):
+        copy = shutil.copytree if (REPOSITORY / part).is_dir() else shutil.copy
+        copy(REPOSITORY / part, tree / part)
     monkeypatch.setattr(deploy, "REPOSITORY", tree)
-    (tmp_path / "c").mkdir()
-    assert deploy.stage(tmp_path / "c") != names[0]
+    (tree / "device" / "errors.py").write_text("# changed\n")
+    assert deploy.stage(other) != name
 
 
 def test_both_sides_name_an_environment_alike(there):
