@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -419,7 +420,12 @@ def switch(release: str) -> None:
 
 def base_address() -> str:
     """Return the address at which the service answers from this machine."""
-    known = settings(CURRENT)
+    return _address_of(CURRENT.resolve())
+
+
+@functools.cache  # on a Pi it takes a second to ask
+def _address_of(release: Path) -> str:
+    known = settings(release)
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(known["host"], known["host"])
     return f"http://{f'[{host}]' if ':' in host else host}:{known['port']}"
 

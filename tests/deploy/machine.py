@@ -93,7 +93,8 @@ class Machine:
         drop_in.parent.mkdir(parents=True)
         # A drop-in is the user's, so a deploy leaves it alone.
         drop_in.write_text(f"[Service]\nEnvironment=LEARN2SOFI_PORT={self.port}\n")
-        self.ssh_config.write_text(self.ssh_settings(self.ssh_port))
+        shared = f"  ControlPath {self.folder / 'shared'}\n"
+        self.ssh_config.write_text(self.ssh_settings(self.ssh_port) + shared)
 
     def ssh_settings(self, port):
         return (
@@ -105,7 +106,7 @@ class Machine:
     def _keep_on(self):
         command = [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),
-            *("--machine=microscope", f"--directory={self.root}", *self.inside),
+            *(f"--machine=microscope-{self.ssh_port}", f"--directory={self.root}", *self.inside),
         ]
         with (self.folder / "console.log").open("ab") as log:
             while not self._off.is_set():
@@ -116,7 +117,15 @@ class Machine:
                     return
 
     def wait_for_ssh(self):
+        """Wait until sshd answers, and keep a connection that the others share."""
         wait_until(lambda: self.ssh("true").returncode == 0, "sshd to answer", BOOT_WITHIN_S)
+        subprocess.run(
+            ["ssh", "-F", self.ssh_config, "-M", "-f", "-N", "microscope"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
 
     # --- what a user does ------------------------------------------------------------------------
 
