@@ -58,6 +58,7 @@ RELEASE_MB = 50
 MAX_CLOCK_ERROR_S = 300
 WELL_WITHIN_S = 30.0
 NO_RESULT_S = 10.0
+STEADY_S = 4.0
 LOG_LINES = 15
 
 
@@ -463,16 +464,18 @@ def problem(camera_was_missing: bool) -> str | None:
         return "the service does not start"
     address, began_s, state = base_address(), time.monotonic(), None
     while time.monotonic() - began_s < WELL_WITHIN_S:
-        state = ask("/api/state", address)
-        if state and state["reconstructions"] and ask("/healthz", address):
-            return None
-        if camera_was_missing and camera_missing(state):
-            say(f"note: the camera is missing, as before: {state and state['error']}")
-            return None
-        if state and not state["reconstructions"] and state["uptime_s"] > NO_RESULT_S:
-            return f"the service serves but reconstructs nothing ({state['error'] or 'no error'})"
         if _crashed():
             return "the service crashes"
+        state = ask("/api/state", address)
+        if state and state["uptime_s"] > STEADY_S:
+            if state["reconstructions"] and ask("/healthz", address):
+                return None
+            if camera_was_missing and camera_missing(state):
+                say(f"note: the camera is missing, as before: {state['error']}")
+                return None
+            if not state["reconstructions"] and state["uptime_s"] > NO_RESULT_S:
+                reason = state["error"] or "no error"
+                return f"the service serves but reconstructs nothing ({reason})"
         time.sleep(0.3)
     return "the service does not answer" if state is None else "the service is not well (/healthz)"
 
@@ -519,7 +522,18 @@ def _bring_into_service(release: str) -> dict[str, Any]:
     kept = [*(r for r in history() if r != release), release][-KEPT_RELEASES:]
     write_history(kept)
     prune(kept)
+    if settings(CURRENT)["host"] not in ("127.0.0.1", "::1", "localhost"):
+        _warn_of_firewall()
     return {"release": release, "address": base_address()}
+
+
+def _warn_of_firewall() -> None:
+    allowed = run("systemctl", "show", "--property=IPAddressAllow", "--value", SERVICE).stdout
+    if set(allowed.split()) <= {"127.0.0.0/8", "::1/128"}:
+        say(
+            f"note: {CONFIG} has the page served to a network, and the unit lets this machine "
+            "alone in; use `make listen`"
+        )
 
 
 def _release_before(release: str) -> str | None:

@@ -34,6 +34,7 @@ class Machine:
 
     base = "root"
     inside = ("--boot",)
+    user, home = "pi", "home/pi"
     patience_s = 300
 
     def __init__(self, folder):
@@ -78,8 +79,8 @@ class Machine:
 
     def _configure(self):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key], check=True)
-        keys = self.root / "home/pi/.ssh/authorized_keys"
-        keys.parent.mkdir(mode=0o700)
+        keys = self.root / self.home / ".ssh/authorized_keys"
+        keys.parent.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(self.key.with_suffix(".pub"), keys)
         owner = keys.parent.parent.stat()
         for path in (keys.parent, keys):
@@ -98,7 +99,7 @@ class Machine:
 
     def ssh_settings(self, port):
         return (
-            f"Host microscope\n  HostName 127.0.0.1\n  Port {port}\n  User pi\n"
+            f"Host microscope\n  HostName 127.0.0.1\n  Port {port}\n  User {self.user}\n"
             f"  IdentityFile {self.key}\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n"
             "  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n  BatchMode yes\n"
         )
@@ -130,7 +131,7 @@ class Machine:
     # --- what a user does ------------------------------------------------------------------------
 
     def ssh(self, command):
-        """Run a command on the machine as user pi."""
+        """Run a command on the machine as its user."""
         return subprocess.run(
             ["ssh", "-F", self.ssh_config, "microscope", command],
             stdin=subprocess.DEVNULL,

@@ -169,6 +169,16 @@ def test_a_release_that_crashes_is_rolled_back(machine, tree):
     assert "spoiled for the test" in said  # the last lines of its log
 
 
+def test_a_release_that_crashes_a_while_after_its_start_is_rolled_back(machine, tree):
+    """Mutation: the first reconstruction is taken for proof that it goes on."""
+    change(
+        tree / "device" / "cli.py",
+        "        heartbeat.ready(address)\n",
+        '        threading.Timer(2, __import__("os")._exit, (3,)).start()\n',
+    )
+    deploy_and_expect_rollback(machine, tree, "the service crashes")
+
+
 def test_a_release_that_serves_but_never_reconstructs_is_rolled_back(machine, tree):
     """Mutation: /healthz is taken for enough."""
     change(
