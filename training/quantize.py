@@ -24,6 +24,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
 from training.example import WINDOW, make_example
+from training.narrowing import narrowed
 from training.network import Step, build_step
 from training.settings import TrainingSettings
 
@@ -197,7 +198,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
     step, settings = load_step(arguments.run, arguments.weights)
     float32 = convert(step)
-    model = convert(step, representative_set(step, settings, arguments.stacks))
+    model = narrowed(convert(step, representative_set(step, settings, arguments.stacks)))
     check_int8(model)
     (arguments.run / "float32.tflite").write_bytes(float32)
     (arguments.run / "int8.tflite").write_bytes(model)
