@@ -42,6 +42,7 @@ class Machine:
         self.root = folder / "root"
         self.disk = folder / "disk"
         self.ssh_port, self.port = free_port(), free_port()
+        self.name = f"microscope-{self.ssh_port}"
         self.address = f"http://127.0.0.1:{self.port}"
         self.key, self.ssh_config = folder / "key", folder / "ssh_config"
         self._process = None
@@ -88,8 +89,8 @@ class Machine:
         (self.root / "etc/ssh/sshd_config.d/test.conf").write_text(
             f"Port {self.ssh_port}\nListenAddress 127.0.0.1\n"
         )
-        (self.root / "etc/hostname").write_text("microscope\n")
-        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 microscope\n")
+        (self.root / "etc/hostname").write_text(f"{self.name}\n")
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost {self.name}\n")
         drop_in = self.root / "etc/systemd/system/learn2sofi.service.d/test.conf"
         drop_in.parent.mkdir(parents=True)
         # A drop-in is the user's, so a deploy leaves it alone.
@@ -107,7 +108,7 @@ class Machine:
     def _keep_on(self):
         command = [
             *("systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--console=pipe"),
-            *(f"--machine=microscope-{self.ssh_port}", f"--directory={self.root}", *self.inside),
+            *(f"--machine={self.name}", f"--directory={self.root}", *self.inside),
         ]
         with (self.folder / "console.log").open("ab") as log:
             while not self._off.is_set():
