@@ -321,7 +321,7 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
             ).start()
-        app = create_app(pipeline, token)
+        app = create_app(pipeline, settings.host, token)
         serve(app, settings.host, settings.port, on_ready, stopper.event, heartbeat.beat)
     finally:
         heartbeat.stopping()

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from device.normalize import NormalizationSettings
 from training import simulators
 from training.example import WINDOW, Example, make_example
 from training.forward_model import ForwardModelSettings
@@ -47,6 +48,8 @@ class DatasetSettings(BaseModel):
     """Stacks of the validation set."""
     workers: int = Field(2, ge=0)
     """Processes that simulate; 0 simulates in the training's own."""
+    normalization: NormalizationSettings = NormalizationSettings()
+    """Numbers of the one normalization; they go into the model's manifest."""
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> DatasetSettings:
@@ -159,11 +162,13 @@ class TrainingStream(keras.utils.PyDataset):
 
     def _request(self, place: int, number: int) -> Future[Example]:
         p = plan(self.settings, self.seed, place, number)
-        arguments = (self.model, p.chunks * self.settings.chunk, self.settings.size_px)
+        s = self.settings
+        length = p.chunks * s.chunk
+        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
         if self._pool is not None:
-            return self._pool.submit(make_example, *arguments, p.stream, p.seed)
+            return self._pool.submit(make_example, *arguments)
         done: Future[Example] = Future()
-        done.set_result(make_example(*arguments, p.stream, p.seed))
+        done.set_result(make_example(*arguments))
         return done
 
 
@@ -172,6 +177,8 @@ def validation_set(
 ) -> list[Example]:
     """Windows of 30 frames of other specimens, always the same."""
     return [
-        make_example(model, WINDOW, settings.size_px, False, (seed, VALIDATION, k))
+        make_example(
+            model, WINDOW, settings.size_px, False, (seed, VALIDATION, k), settings.normalization
+        )
         for k in range(settings.validation_stacks)
     ]

@@ -32,7 +32,7 @@ on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
 | | |
 |---|---|
 | Files | {files} |
-| Weights | {weights}, in `learn2sofi-{version}.weights.h5` |
+| Parameters | {parameters}, in `learn2sofi-{version}.weights.h5` |
 | Input | frame and mean image, normalized as the manifest says; state `h` and `c` |
 | Output | image at twice the sampling; times the scale it is in ADU above background |
 | Frames | a window of {frames}, or a stream without end |
@@ -43,7 +43,8 @@ on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
 Mean PSNR in dB over the stacks of each group, as the contract defines it (affine-fitted); number of
 stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
 RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
-stack's true PSF, which no other method is told.
+stack's true PSF, which no other method is told. *stream 120* has seen 120 frames of the stack, all
+others its first 30.
 
 {table}
 ### int8 against float32
@@ -74,8 +75,8 @@ stack's true PSF, which no other method is told.
 | Revision | `{git_revision}` |
 | Seed | {seed} |
 | Settings | `learn2sofi-{version}.settings.json`, SHA-256 of the run's `{settings_sha256:.16}...` |
-| Updates | {updates}, best of the validations |
-| Validation | {validation_db:.2f} dB on other specimens of its own forward model (bicubic mean {mean_db:.2f} dB) |
+| Conversion | revision `{conversion_git_revision}`, calibrated on {calibration_stacks} simulated stacks |
+| Weights | {chosen} |
 | Data | simulated without end by `training/forward_model.py`; no measured images |
 | Licence | MIT |
 """  # noqa: E501 - lines of a Markdown table cannot be broken
@@ -128,22 +129,35 @@ def int8_losses(evaluation: Mapping[str, Any]) -> dict[str, tuple[float, float]]
     return losses
 
 
-def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], weights: int) -> str:
+def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], parameters: int) -> str:
     """Write the model card, Markdown."""
     files = ", ".join(f"`{f['file']}` ({f['bytes']:,} bytes)" for f in manifest["files"].values())
+    training = manifest["training"]
     losses = int8_losses(evaluation)
     int8 = "\n".join(f"| {m} | {mean:+.3f} | {low:+.3f} |" for m, (mean, low) in losses.items())
     return CARD.format(
         name=manifest["name"],
         version=manifest["version"],
         files=files,
-        weights=f"{weights:,}",
+        parameters=f"{parameters:,}",
         frames=manifest["frames"],
         sigma="{} to {}".format(*manifest["psf_sigma_px"]),
         table=markdown(rows_of(evaluation)),
         int8=int8,
         measured=_measured(evaluation),
-        **manifest["training"],
+        chosen=_chosen(training),
+        **training,
+    )
+
+
+def _chosen(training: Mapping[str, Any]) -> str:
+    """Say which weights of the run these are."""
+    if training["weights"] == "final":
+        return "those at the end of the run"
+    return (
+        f"the best of all validations, after {training['updates']} updates: "
+        f"{training['validation_db']:.2f} dB on other specimens of its own forward model "
+        f"(bicubic mean {training['mean_db']:.2f} dB)"
     )
 
 

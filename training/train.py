@@ -12,7 +12,6 @@ import ctypes
 import json
 import logging
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from training.example import WINDOW, Example
 from training.loss import log_relative_error
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step
+from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.tensorboard import TensorBoardLog
 
@@ -73,18 +73,6 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text(text)
     beside.replace(path)
-
-
-def git_revision() -> str:
-    """Return the commit of the working tree, with ``+`` where files differ from it."""
-    here = Path(__file__).parent
-    try:
-        describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.check_output(
-            describe, cwd=here, text=True, stderr=subprocess.DEVNULL
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def save_checkpoint(network: Unrolled, path: Path) -> None:

@@ -12,16 +12,15 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from training import quantize
+from training import settings as settings_file
 from training.example import Example, make_example
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, Step, Unrolled, build_step
-from training.settings import TrainingSettings
 
 SIZE = quantize.SIZE_PX
 FRAMES = 30
-SETTINGS = TrainingSettings(
-    network=NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
-)
+NETWORK = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
 Series = dict[str, np.ndarray]
 """Of each output of the step its value at every frame, (T, ...)."""
 
