@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import logging
 import shlex
@@ -203,9 +204,11 @@ class Report(keras.callbacks.Callback):
         save_checkpoint(self.model, self.run.checkpoint)
 
 
-def train(settings: TrainingSettings, run: Run) -> None:
+def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> None:
     """Train to the end of the settings' updates, from the last checkpoint where there is one."""
     network = make_network(settings)
+    if initial is not None:
+        initialize(network, run, initial)
     done = load_checkpoint(network, run.checkpoint) if run.checkpoint.exists() else 0
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
@@ -226,10 +229,30 @@ def train(settings: TrainingSettings, run: Run) -> None:
     network.step.save_weights(run.final)
 
 
+def initialize(network: Unrolled, run: Run, initial: Path) -> None:
+    """Begin with the best weights of another run, and write down which.
+
+    Raises
+    ------
+    UserError
+        The other folder holds no weights of this network.
+    """
+    other = Run(initial)
+    try:
+        network.step.load_weights(other.best)
+        about = json.loads(run.about.read_text())
+        checksum = hashlib.sha256(other.best.read_bytes()).hexdigest()
+        about["initial"] = json.loads(other.about.read_text()) | {"weights_sha256": checksum}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{initial} holds no weights of this network: name its run.") from error
+    _write(run.about, json.dumps(about, indent=2))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training train``."""
     parser.add_argument("--settings", default="base", help="name or TOML file (default: base)")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/SETTINGS)")
+    parser.add_argument("--initial", type=Path, metavar="RUN", help="begin with this run's weights")
 
 
 def keep_memory() -> None:
@@ -253,5 +276,5 @@ def main(arguments: argparse.Namespace) -> int:
     settings = settings_file.load(arguments.settings)
     run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
     run.begin(arguments.settings, settings)
-    train(settings, run)
+    train(settings, run, arguments.initial)
     return 0

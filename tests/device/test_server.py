@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from device.camera import CameraTimeout, Frame
+from device.cli import main
 from device.errors import UserError
 from device.feed import Feed, FeedClosed
 from device.images import code_uint16, live_message
@@ -449,6 +450,21 @@ def test_own_names_and_numeric_addresses_are_answered(scope, host):
     assert client.get("/docs", headers=own).status_code == 200
 
 
+def test_the_name_given_to_listen_on_is_answered(monkeypatch):
+    """Catches: `--host microscope.lan`, whose own page is then refused."""
+    told = []
+
+    def stand_in(pipeline, host="localhost"):
+        told.append(host)
+        raise UserError("enough")
+
+    monkeypatch.setattr("device.server.create_app", stand_in)
+    free = lambda host, port: socket.create_server(("127.0.0.1", 0))  # noqa: E731
+    monkeypatch.setattr("device.server.bind", free)
+    assert main(["run", "--host", "microscope.lan"]) == 2
+    assert told == ["microscope.lan"]
+
+
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "[::1", "1.2.3"])
 def test_a_name_that_is_not_ours_is_refused(scope, client, host):
     """Catches: DNS rebinding, where another site's name points here and the origin fits it."""
@@ -560,8 +576,9 @@ def test_a_port_in_use_is_said_in_one_sentence():
     """Catches: a traceback, or uvicorn's own exit in place of our error."""
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1.*--port"):
+        with pytest.raises(UserError, match=f"port {port} of 127.0.0.1.*--port") as refused:
             bind("127.0.0.1", port)
+        assert str(refused.value).count("127.0.0.1") == 1  # the address is said once
 
 
 def test_an_unknown_host_is_said_in_one_sentence():
@@ -591,7 +608,7 @@ def served(scope):
         ready.set()
 
     app = create_app(scope.pipeline)
-    thread = threading.Thread(target=serve, args=(app, "127.0.0.1", 0, on_ready, stop))
+    thread = threading.Thread(target=serve, args=(app, bind("127.0.0.1", 0), stop, on_ready))
     thread.start()
     assert ready.wait(20)
     yield address[0], stop, thread
@@ -663,7 +680,7 @@ def test_a_client_that_does_not_read_does_not_keep_the_server():
     address = []
     app = create_app(pipeline)
     told = lambda page: (address.append(page), ready.set())  # noqa: E731
-    thread = threading.Thread(target=serve, args=(app, "127.0.0.1", 0, told, stop))
+    thread = threading.Thread(target=serve, args=(app, bind("127.0.0.1", 0), stop, told))
     thread.start()
     assert ready.wait(20)
     port = int(address[0].rstrip("/").rsplit(":")[-1])
@@ -718,29 +735,32 @@ def test_images_are_fetched_beside_the_event_loop():
     assert len(threads) == 2 and threading.get_ident() not in threads
 
 
-def test_signals_end_the_process_in_order():
-    """Catches: no handler of our own: uvicorn raises SIGTERM again, the process ends with -15."""
+def test_signals_are_the_callers():
+    """Catches: uvicorn's own handlers: ours is called after the serving, and not before."""
     program = textwrap.dedent(
         """
-        import sys
-        from fastapi import FastAPI
-        from device.server import create_app, serve
+        import signal, sys, threading
+        from device.server import bind, create_app, serve
 
         class Nothing:
             def subscribe(self, callback):
                 return lambda: None
 
-        def ready(address):
-            sys.stdout.write(address + "\\n")
+        def say(text):
+            sys.stdout.write(text + "\\n")
             sys.stdout.flush()
 
-        serve(create_app(Nothing()), "127.0.0.1", 0, ready)
+        stop = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: (say("told"), stop.set()))
+        serve(create_app(Nothing()), bind("127.0.0.1", 0), stop, say)
+        say("served")
         """
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().startswith("http://127.0.0.1:")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.communicate(timeout=20)[0].split() == ["told", "served"]
+    assert process.returncode == 0
 
 
 def test_waiting_for_news_passes_over_the_old():
