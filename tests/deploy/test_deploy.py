@@ -173,8 +173,8 @@ def test_a_release_that_crashes_a_while_after_its_start_is_rolled_back(machine, 
     """Mutation: the first reconstruction is taken for proof that it goes on."""
     change(
         tree / "device" / "cli.py",
-        "        heartbeat.ready(address)\n",
-        '        threading.Timer(2, __import__("os")._exit, (3,)).start()\n',
+        "            heartbeat.ready(address)\n",
+        '            threading.Timer(2, __import__("os")._exit, (3,)).start()\n',
     )
     deploy_and_expect_rollback(machine, tree, "the service crashes")
 
