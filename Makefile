@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_ARGS ?=
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TRAIN_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -39,13 +40,14 @@ setup-dev: $(VENV)/.setup-dev ## install training and test tools too
 
 .PHONY: test
 test: setup-dev lint ## lint, types and all tests that need pip only
-	$(BIN)/pytest -m "not browser"
+	$(BIN)/pytest -m "not browser and not deploy and not deploy_arm"
 
 .PHONY: lint
 lint: setup-dev ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy systemd/deploy.py systemd/on_device.py
 
 .PHONY: test-system
 test-system: test-browser ## tests that need Debian's packages (installs them)
@@ -54,6 +56,66 @@ test-system: test-browser ## tests that need Debian's packages (installs them)
 test-browser: setup-dev ## the live page in headless Chromium
 	tests/e2e/install-chromium
 	$(BIN)/pytest -m browser
+
+.PHONY: test-deploy
+test-deploy: setup-dev ## `make deploy` to a real systemd in a container (needs root or sudo)
+	tests/deploy/build-root build/deploy/root
+	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine $$(uname -m) \
+	  --python $$(tests/deploy/python-of build/deploy/root)
+	$(SUDO) $(BIN)/pytest -m deploy --log-cli-level=INFO tests/deploy
+
+.PHONY: test-deploy-arm
+test-deploy-arm: setup-dev ## the same into emulated 64-bit Arm, up to the first reconstruction (slow)
+	tests/deploy/build-root build/deploy/root-arm64 arm64
+	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine aarch64 \
+	  --python $$(tests/deploy/python-of build/deploy/root-arm64)
+	$(SUDO) $(BIN)/pytest -m deploy_arm tests/deploy
+
+# --- deploy ---------------------------------------------------------------------------------------
+
+# HOST is what ssh takes: pi@microscope.local, or a name of ~/.ssh/config, where port, key and
+# further options stand. SSH="ssh -F FILE" takes another configuration.
+DEPLOY = $(PYTHON) systemd/deploy.py
+SSH ?= ssh
+WHEELHOUSE ?= build/wheelhouse
+DEPLOY_ARGS ?=
+HOST_AND_SSH = $(or $(HOST),$(error Say to which device: make $@ HOST=pi@microscope.local)) --ssh '$(SSH)'
+
+.PHONY: deploy
+deploy: ## bring this tree into service on a Pi (HOST=pi@microscope.local); twice changes nothing
+	$(DEPLOY) deploy $(HOST_AND_SSH) --wheelhouse $(WHEELHOUSE) $(DEPLOY_ARGS)
+
+.PHONY: rollback
+rollback: ## back to the release before (HOST=...)
+	$(DEPLOY) rollback $(HOST_AND_SSH)
+
+.PHONY: status
+status: ## how the service stands (HOST=...)
+	$(DEPLOY) status $(HOST_AND_SSH)
+
+.PHONY: logs
+logs: ## the service's journal (HOST=..., FOLLOW=1)
+	$(DEPLOY) logs $(HOST_AND_SSH) $(if $(FOLLOW),--follow)
+
+.PHONY: listen
+listen: ## open the page to a network, behind the token (HOST=..., NETWORK=192.168.1.0/24 or none)
+	$(DEPLOY) listen $(HOST_AND_SSH) --network $(or $(NETWORK),any)
+
+.PHONY: undeploy
+undeploy: ## remove the service, leave configuration and recordings (HOST=..., PURGE=1: these too)
+	$(DEPLOY) undeploy $(HOST_AND_SSH) $(if $(PURGE),--purge)
+
+.PHONY: wheelhouse
+wheelhouse: setup ## fetch the packages for a deploy without network (WHEELHOUSE_ARGS="--python 3.13")
+	$(BIN)/python systemd/deploy.py wheelhouse $(WHEELHOUSE) $(WHEELHOUSE_ARGS)
+
+.PHONY: lock
+lock: setup-dev ## pin the device's packages anew, with hashes
+	$(BIN)/pip install --quiet uv
+	for python in 3.11 3.12 3.13; do $(BIN)/uv pip compile --quiet --extra device \
+	  --python-version $$python --python-platform aarch64-manylinux_2_36 --generate-hashes \
+	  --no-header --no-annotate --upgrade pyproject.toml \
+	  systemd/requirements/python$$python.in -o systemd/requirements/python$$python.txt; done
 
 # --- train ----------------------------------------------------------------------------------------
 

@@ -216,7 +216,7 @@ def _config(options: argparse.Namespace) -> None:
     settings = _settings(options)
     for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else json.dumps(value)
-        sys.stdout.write(f"{name:<10} {shown:<30} {settings.origin(name)}\n")
+        sys.stdout.write(f"{name:<13} {shown:<30} {settings.origin(name)}\n")
 
 
 # --- benchmark ------------------------------------------------------------------------------------
@@ -331,22 +331,47 @@ class _Stopper:
 
 
 def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
+    from device.heartbeat import Heartbeat, Notifier
     from device.model import load_step
     from device.pipeline import Pipeline
     from device.server import bind, create_app, serve
 
+    token = _token(settings)
     with bind(settings.host, settings.port) as listening:  # in use: told before the camera opens
         camera = _camera(settings)
         pipeline = Pipeline(camera, load_step(settings.model, settings.threads), settings.mode)
+        heartbeat = Heartbeat(pipeline, Notifier.from_environment())
+
+        def on_ready(address: str) -> None:
+            _say_ready(address)
+            heartbeat.ready(address)
+
         pipeline.start()
         try:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event, once), name="end", daemon=True
             ).start()
-            serve(create_app(pipeline, settings.host), listening, stopper.event, _say_ready)
+            app = create_app(pipeline, settings.host, token)
+            serve(app, listening, stopper.event, on_ready, heartbeat.beat)
             _raise_what_ended(pipeline, once)
         finally:
+            heartbeat.stopping()
             pipeline.stop(_STOP_TIMEOUT_S)
+
+
+def _token(settings: Settings) -> str | None:
+    """Give the token that guards the page, or None where only this machine can reach it."""
+    from device.access import is_loopback, read_token
+
+    if is_loopback(settings.host) and not settings.require_token:
+        return None
+    if settings.token_file is None:
+        cause = "host" if not is_loopback(settings.host) else "require_token"
+        raise UserError(
+            f"setting {cause} (from {settings.origin(cause)}) asks for an access token and there "
+            "is none; expected a file with one; set token_file, or listen on 127.0.0.1"
+        )
+    return read_token(settings.token_file)
 
 
 def _stop_at_end(pipeline: Pipeline, stop: threading.Event, once: bool) -> None:

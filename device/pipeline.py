@@ -51,6 +51,7 @@ _FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
 _KEEPS_UP = 0.9
 _READ_TIMEOUT_S = 0.25
 _GAP_S = 1.0
+_OPEN_DEADLINE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +250,7 @@ class Pipeline:
         self._last_arrival_s: float | None = None
         self._started_s: float | None = None
         self._source_ended = False
+        self._attempts = 0  # to open the camera, that ended in time
         self._ended = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -383,6 +385,20 @@ class Pipeline:
         at_work = len(self._threads) == 2 and self._threads[1].is_alive()
         return at_work and age_s is not None and age_s < limit_s
 
+    def progress(self) -> int:
+        """Give a number that grows as long as the pipeline gets on, and stands still when it hangs.
+
+        It counts frames processed and attempts to open the camera that ended, well or not, within
+        their deadline.
+        """
+        with self._changed:
+            return self._accounts.processed + self._attempts
+
+    def longest_pause_s(self) -> float:
+        """Longest time in s for which `progress` may stand still although nothing hangs."""
+        with self._changed:
+            return self._patience_s() + self._backoff_s[1] + _OPEN_DEADLINE_S
+
     def state(self) -> dict[str, Any]:
         """Say how things stand: the fields of ``/api/state``, all of one moment."""
         with self._changed:
@@ -498,7 +514,7 @@ class Pipeline:
 
     def _read_until_fault(self) -> None:
         """Open the camera and read it until it fails, ends or the pipeline stops."""
-        self._camera.open()
+        self._open_camera()
         intake = self._begin_intake()
         quiet_since_s = self._clock()
         while not self._stopping.is_set():
@@ -510,6 +526,14 @@ class Pipeline:
                 continue
             quiet_since_s = self._clock()
             self._admit(frame, intake)
+
+    def _open_camera(self) -> None:
+        began_s = self._clock()
+        try:
+            self._camera.open()
+        finally:
+            with self._changed:
+                self._attempts += self._clock() - began_s < _OPEN_DEADLINE_S
 
     def _begin_intake(self) -> _Intake:
         shape, interval_s = self._camera.shape, self._camera.frame_interval_s

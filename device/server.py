@@ -36,6 +36,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.requests import HTTPConnection
 
 from device import images
+from device.access import AccessGuard
 from device.errors import UserError
 from device.feed import Feed, FeedClosed, ViewName
 from device.hosts import KnownHost
@@ -76,7 +77,7 @@ class _Page(StaticFiles):
         return response
 
 
-def create_app(pipeline: Pipeline, host: str = "localhost") -> FastAPI:
+def create_app(pipeline: Pipeline, host: str = "localhost", token: str | None = None) -> FastAPI:
     """Build the application over a pipeline, which the caller starts and stops.
 
     Parameters
@@ -85,6 +86,9 @@ def create_app(pipeline: Pipeline, host: str = "localhost") -> FastAPI:
         Where images and numbers come from.
     host : str
         A name under which this machine is reached, beside its own; see `device.hosts`.
+    token : str, optional
+        What guards everything but ``/healthz``; see `device.access`. The names do not matter then:
+        a browser sends the cookie to none but the name at which the token was given.
 
     Returns
     -------
@@ -98,7 +102,10 @@ def create_app(pipeline: Pipeline, host: str = "localhost") -> FastAPI:
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere: blank when offline
         redoc_url=None,
     )
-    app.add_middleware(KnownHost, name=host)
+    if token is None:
+        app.add_middleware(KnownHost, name=host)
+    else:
+        app.add_middleware(AccessGuard, token=token)
     app.state.pipeline = pipeline
     app.state.registry = make_registry(pipeline)
     app.include_router(_images)
@@ -311,6 +318,7 @@ def serve(
     listening: socket.socket,
     stop: threading.Event,
     on_ready: Callable[[str], None] | None = None,
+    on_tick: Callable[[], None] | None = None,
 ) -> None:
     """Serve until `stop` is set; then send every client home and return.
 
@@ -326,8 +334,10 @@ def serve(
         Ends the serving when set, from any thread or from a signal handler.
     on_ready : callable, optional
         Called once with the page's address, when it can be opened.
+    on_tick : callable, optional
+        Called from the event loop about ten times a second while it runs; must return at once.
     """
-    _Server(app, listening, stop, on_ready).run(sockets=[listening])
+    _Server(app, listening, stop, on_ready, on_tick).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
@@ -339,6 +349,7 @@ class _Server(uvicorn.Server):
         listening: socket.socket,
         stop: threading.Event,
         on_ready: Callable[[str], None] | None,
+        on_tick: Callable[[], None] | None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -353,6 +364,7 @@ class _Server(uvicorn.Server):
         self._address = page_address(listening)
         self._on_ready = on_ready
         self._stop = stop
+        self._on_tick = on_tick
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -365,6 +377,8 @@ class _Server(uvicorn.Server):
             self._on_ready(self._address)
 
     async def on_tick(self, counter: int) -> bool:
+        if self._on_tick is not None:
+            self._on_tick()
         return await super().on_tick(counter) or self._stop.is_set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

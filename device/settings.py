@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         Address to serve the page at.
     port : int
         Its port; 0 is any that is free.
+    token_file : Path or None
+        File with the access token that guards a page served to the network.
+    require_token : bool
+        Ask for the token on loopback too, where a reverse proxy makes it reachable.
     log_level : str
         ``debug``, ``info``, ``warning`` or ``error``.
     """
@@ -73,6 +77,8 @@ class Settings(BaseSettings):
     threads: int = Field(ge=1, le=64)
     host: str = Field(min_length=1)
     port: int = Field(ge=0, le=65535)
+    token_file: Annotated[Path | None, BeforeValidator(_empty_is_none)]
+    require_token: bool
     log_level: Literal["debug", "info", "warning", "error"]
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

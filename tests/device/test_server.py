@@ -453,19 +453,21 @@ def test_own_names_and_numeric_addresses_are_answered(scope, host):
     assert client.get("/docs", headers=own).status_code == 200
 
 
-def test_the_name_given_to_listen_on_is_answered(monkeypatch):
-    """Catches: `--host microscope.lan`, whose own page is then refused."""
+def test_the_name_given_to_listen_on_is_answered(monkeypatch, tmp_path):
+    """Catches: `--host microscope.lan`, whose own page is then refused, or asks for no token."""
     told = []
+    (tmp_path / "token").write_text("x" * 40)
+    monkeypatch.setenv("LEARN2SOFI_TOKEN_FILE", str(tmp_path / "token"))
 
-    def stand_in(pipeline, host="localhost"):
-        told.append(host)
+    def stand_in(pipeline, host="localhost", token=None):
+        told.extend([host, token])
         raise UserError("enough")
 
     monkeypatch.setattr("device.server.create_app", stand_in)
     free = lambda host, port: socket.create_server(("127.0.0.1", 0))  # noqa: E731
     monkeypatch.setattr("device.server.bind", free)
     assert main(["run", "--host", "microscope.lan"]) == 2
-    assert told == ["microscope.lan"]
+    assert told == ["microscope.lan", "x" * 40]
 
 
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "[::1", "1.2.3"])
