@@ -115,8 +115,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options that override settings; each is named after its setting."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML)")
-    parser.add_argument("--camera", metavar="CAMERA", help="demo or replay:PATH")
-    parser.add_argument("--fps", metavar="N", help="frame rate of a replayed stack")
+    parser.add_argument("--camera", metavar="CAMERA", help="demo, replay:PATH or picamera2")
+    parser.add_argument("--fps", metavar="N", help="frame rate of a stack or the camera")
     parser.add_argument("--mode", metavar="stream|window", help="kind of reconstruction")
     parser.add_argument("--model", metavar="FILE", help="model file (.tflite)")
     parser.add_argument("--threads", metavar="N", help="threads of the model's runtime")
@@ -192,7 +192,7 @@ def _config(options: argparse.Namespace) -> None:
     settings = _settings(options)
     for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else json.dumps(value)
-        sys.stdout.write(f"{name:<10} {shown:<30} {settings.origin(name)}\n")
+        sys.stdout.write(f"{name:<15} {shown:<30} {settings.origin(name)}\n")
 
 
 # --- reconstruct ----------------------------------------------------------------------------------
@@ -327,13 +327,17 @@ def _camera(settings: Settings) -> Camera:
     from device.replay import ReplayCamera
     from device.stack import open_stack
 
+    if settings.camera == "picamera2":
+        from device.picamera import PiCamera, capture_of
+
+        return PiCamera(capture_of(settings))
     kind, _, path = settings.camera.partition(":")
     if kind == "demo" and not path:
         path = str(DEMO_STACK)
     elif kind != "replay" or not path:
         raise UserError(
             f"camera '{settings.camera}' (from {settings.origin('camera')}) is not known; "
-            "expected demo or replay:PATH; correct it"
+            "expected demo, replay:PATH or picamera2; correct it"
         )
     open_stack(path).close()
     return ReplayCamera(path, settings.fps, settings.loop)
