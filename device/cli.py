@@ -11,11 +11,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from device import capture_cli
 from device.camera import Camera, CameraError
 from device.errors import FaultError, Learn2sofiError, UserError
 from device.settings import Settings
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(config)
     config.set_defaults(command=_config)
+    capture_cli.add_commands(commands, common, _add_settings, _settings, _camera)
     return parser
 
 
@@ -294,21 +297,34 @@ class _Stopper:
 
 
 def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
+    from device.microscope import Microscope
     from device.model import load_step
     from device.pipeline import Pipeline
+    from device.recorder import Recordings
     from device.server import bind, create_app, serve
 
     bind(settings.host, settings.port).close()  # a port in use is told before the camera opens
     camera = _camera(settings)
-    pipeline = Pipeline(camera, load_step(settings.model, settings.threads), settings.mode)
+    microscope = Microscope.of(settings)
+    step = load_step(settings.model, settings.threads)
+    prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
+    pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
+    recordings = Recordings(pipeline, settings.recordings, microscope)
     pipeline.start()
     try:
         if once:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
             ).start()
-        serve(create_app(pipeline), settings.host, settings.port, _say_ready, stopper.event)
+        serve(
+            create_app(pipeline, recordings),
+            settings.host,
+            settings.port,
+            _say_ready,
+            stopper.event,
+        )
     finally:
+        recordings.stop()
         pipeline.stop(_STOP_TIMEOUT_S)
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ import numpy as np
 from device.accounting import Accounts, Clock, Latencies, RateMeter
 from device.camera import Camera, CameraError, CameraTimeout, EndOfStream, Frame
 from device.model import ModelError, Step
+from device.preparation import Preparation
 from device.reconstructor import (
     DTYPES,
     MIN_SIZE_PX,
@@ -96,6 +97,7 @@ class _Era:
     interval_s: float = 0.0
     stream: int = 0
     window: int = 0
+    preparation: Preparation = field(default_factory=Preparation)
 
     def after(self, break_: _Break) -> _Era:
         stream = self.stream + (break_ >= _Break.STREAM)
@@ -114,6 +116,7 @@ class _Arrival:
     frame: Frame
     time_s: float
     era: _Era
+    raw: np.ndarray | None = None  # as it came, where the frame was corrected
 
 
 class _Intake:
@@ -200,6 +203,9 @@ class Pipeline:
         Monotonic time in s.
     backoff_s : tuple of float
         First and longest waiting time before a failed camera is opened again, in s.
+    prepare : callable, optional
+        Tells for the opened camera what is done to its frames before anything is measured on them;
+        the raw view shows them as they came.
     """
 
     def __init__(
@@ -210,8 +216,10 @@ class Pipeline:
         capacity: int | None = None,
         clock: Clock = time.monotonic,
         backoff_s: tuple[float, float] = (0.5, 10.0),
+        prepare: Callable[[Camera], Preparation] = lambda _: Preparation(),
     ) -> None:
         self._camera = camera
+        self._prepare = prepare
         self._step = step
         self._capacity = capacity or step.manifest.frames
         self._clock = clock
@@ -232,6 +240,8 @@ class Pipeline:
         self._latencies = Latencies()
         self._pace = _Pace()
         self._callbacks: list[Callable[[], object]] = []
+        self._taps: tuple[Callable[[Frame], object], ...] = ()
+        self._reopening = threading.Event()
         self._camera_error: str | None = None
         self._model_error: str | None = None
         self._last_arrival_s: float | None = None
@@ -323,6 +333,36 @@ class Pipeline:
             if mode != self._era.mode:
                 self._era = replace(self._era.after(_Break.ALL), mode=mode)
 
+    @property
+    def camera(self) -> Camera:
+        """The camera; opened, read and closed by the pipeline alone."""
+        return self._camera
+
+    def reopen(self) -> None:
+        """Close the camera and open it again, for settings that it takes only then."""
+        self._reopening.set()
+
+    def tap(self, callback: Callable[[Frame], object]) -> Callable[[], None]:
+        """Have a function called with every frame as it comes from the camera, also unusable ones.
+
+        Parameters
+        ----------
+        callback : callable
+            Called from the camera's thread, so it must return at once and not raise.
+
+        Returns
+        -------
+        callable
+            Ends it; may be called twice.
+        """
+        with self._changed:
+            self._taps += (callback,)
+        return lambda: self._untap(callback)
+
+    def _untap(self, callback: Callable[[Frame], object]) -> None:
+        with self._changed:
+            self._taps = tuple(tap for tap in self._taps if tap is not callback)
+
     # --- for who looks ---------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -399,6 +439,7 @@ class Pipeline:
         return {
             "mode": self._era.mode,
             "camera": self._camera.name,
+            "preparation": self._era.preparation.state(),
             "model": {"name": self._step.name, "sha256": self._step.sha256},
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
@@ -460,7 +501,8 @@ class Pipeline:
         self._camera.open()
         intake = self._begin_intake()
         quiet_since_s = self._clock()
-        while not self._stopping.is_set():
+        self._reopening.clear()
+        while not self._stopping.is_set() and not self._reopening.is_set():
             try:
                 frame = self._camera.read(_READ_TIMEOUT_S)
             except CameraTimeout:
@@ -472,19 +514,25 @@ class Pipeline:
 
     def _begin_intake(self) -> _Intake:
         shape, interval_s = self._camera.shape, self._camera.frame_interval_s
-        if min(shape) < MIN_SIZE_PX:
+        preparation = self._prepare(self._camera)
+        preparation.check(shape)
+        if min(preparation.shape(shape)) < MIN_SIZE_PX:
             raise CameraError(
                 f"{self._camera.name} gives frames of {shape[0]} x {shape[1]} px where at least "
                 f"{MIN_SIZE_PX} x {MIN_SIZE_PX} are expected; choose a larger region"
             )
         with self._changed:
             # Another clock and maybe another scene: nothing joins what came before.
-            self._era = replace(self._era.after(_Break.ALL), interval_s=interval_s)
+            self._era = replace(
+                self._era.after(_Break.ALL), interval_s=interval_s, preparation=preparation
+            )
         return _Intake(shape, interval_s)
 
     def _admit(self, frame: Frame, intake: _Intake) -> None:
         """Queue a frame or discard it."""
         now_s = self._clock()
+        for tap in self._taps:
+            tap(frame)
         reason = intake.reason_against(frame)
         with self._changed:
             if reason:
@@ -527,7 +575,8 @@ class Pipeline:
     # --- reconstruction thread -------------------------------------------------------------------
 
     def _run_reconstruction(self) -> None:
-        while (arrival := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            arrival = self._prepared(taken)
             self._buffer_frame(arrival)
             if arrival.era.mode == "stream" or not self._window_can_grow(arrival):
                 self._unused = 0
@@ -545,6 +594,15 @@ class Pipeline:
             self._accounts.take()
             return self._queue.popleft()
 
+    def _prepared(self, arrival: _Arrival) -> _Arrival:
+        frame = arrival.frame
+        array = arrival.era.preparation.apply(
+            frame.array
+        )  # (H, W), smaller where pixels are binned
+        if array is frame.array:
+            return arrival
+        return replace(arrival, frame=replace(frame, array=array), raw=frame.array)
+
     def _window_can_grow(self, arrival: _Arrival) -> bool:
         """Tell whether the next waiting frame belongs in the same window and pushes none out."""
         self._unused += 1
@@ -558,6 +616,7 @@ class Pipeline:
         self._followed = arrival.era
         if broken:
             self._reconstructor.reset()
+            self._reconstructor.set_psf(arrival.era.preparation.psf_sigma_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         with self._changed:
@@ -607,7 +666,8 @@ class Pipeline:
         frame, frames = arrival.frame, len(self._buffer)
         self._seq += 1
         self._model_error = None
-        raw = frame.array.astype(np.uint16) if frame.array.dtype == np.uint8 else frame.array
+        raw = frame.array if arrival.raw is None else arrival.raw  # (H, W)
+        raw = raw.astype(np.uint16) if raw.dtype == np.uint8 else raw
         self._views["raw"] = self._view("raw", raw, frame, 1)
         self._views["mean"] = self._view("mean", mean, frame, frames)
         if arrival.era.mode == "stream":

@@ -17,6 +17,9 @@ from device.camera import CameraError
 
 Transfer = Literal["bt709", "srgb", "linear"]
 
+ROI_PATTERN = r"^(\d+,\d+,[1-9]\d*,[1-9]\d*)?$"
+"""How a region is written: ``Y,X,H,W`` in px, or nothing for all."""
+
 _LUMA = frozenset({"NV12", "NV21", "YUV420", "YVU420"})
 _RAW = re.compile(r"(?P<pattern>R|SBGGR|SGBRG|SGRBG|SRGGB)(?P<bits>8|10|12|14|16)")
 # Where the two green pixels of a quad lie, (row, column), by the pattern's first row.

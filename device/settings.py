@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from device.errors import UserError
+from device.pixel_format import ROI_PATTERN
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ class Settings(BaseSettings):
         Folder with what `learn2sofi calibrate` measured; None is none.
     dark, flat : bool
         Correct live images by the dark frame, by the flat field, where they were measured.
+    recordings : Path
+        Folder of the daemon's recordings.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
@@ -111,7 +114,7 @@ class Settings(BaseSettings):
     camera_size: str = Field(pattern=r"^[1-9]\d*x[1-9]\d*$")
     exposure_us: _Optional[float] = Field(gt=0, allow_inf_nan=False)
     gain: _Optional[float] = Field(gt=0, allow_inf_nan=False)
-    roi: str = Field(pattern=r"^(\d+,\d+,[1-9]\d*,[1-9]\d*)?$")
+    roi: str = Field(pattern=ROI_PATTERN)
     transfer: Literal["bt709", "srgb", "linear"]
     tuning: _Optional[Path]
     na: _Optional[float] = Field(gt=0, lt=2)
@@ -121,6 +124,7 @@ class Settings(BaseSettings):
     calibration: _Optional[Path]
     dark: bool
     flat: bool
+    recordings: Path
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -161,7 +161,7 @@ STATE_FIELDS = {
     *("mode", "frames_captured", "frames_processed", "frames_skipped", "frames_discarded"),
     *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
     *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
-    *("nothing_to_see", "last_frame_age_s", "frame_interval_s"),
+    *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation"),
 }
 
 
