@@ -129,6 +129,7 @@ class _Intake:
         self._gap_s = max(_GAP_S, 3 * interval_s)
         self._dtype: np.dtype | None = None
         self._newest_ns: int | None = None
+        self._seen_ns: int | None = None  # of any frame: an unusable one was not missed
 
     def reason_against(self, frame: Frame) -> str | None:
         """Say why a frame cannot be used: a key of `Accounts.discarded`, or None."""
@@ -141,17 +142,26 @@ class _Intake:
             return "not_finite"
         return self._order(frame.timestamp_ns)
 
-    def join(self, frame: Frame) -> tuple[int, _Break]:
-        """Take a usable frame as the newest: the frames missed before it, and what it breaks."""
+    def missed_before(self, frame: Frame) -> int:
+        """Count the frames that never came between the last one, usable or not, and this."""
+        seen_ns = self._seen_ns
+        if seen_ns is None or frame.timestamp_ns > seen_ns:
+            self._seen_ns = frame.timestamp_ns
+        if seen_ns is None:
+            return 0
+        return missed_between(seen_ns, frame.timestamp_ns, self._interval_s)
+
+    def join(self, frame: Frame) -> _Break:
+        """Take a usable frame as the newest; tell what it breaks."""
         before_ns, self._newest_ns = self._newest_ns, frame.timestamp_ns
         self._dtype = frame.array.dtype
         if before_ns is None:
-            return 0, _Break.NONE
-        if frame.timestamp_ns < before_ns:
-            return 0, _Break.ALL
+            return _Break.NONE
+        if frame.timestamp_ns < before_ns:  # the sensor's clock began anew
+            self._seen_ns = frame.timestamp_ns
+            return _Break.ALL
         passed_s = (frame.timestamp_ns - before_ns) * 1e-9
-        missed = missed_between(before_ns, frame.timestamp_ns, self._interval_s)
-        return missed, _Break.STREAM if passed_s > self._gap_s else _Break.NONE
+        return _Break.STREAM if passed_s > self._gap_s else _Break.NONE
 
     def _order(self, timestamp_ns: int) -> str | None:
         if self._newest_ns is None or timestamp_ns > self._newest_ns:
@@ -535,12 +545,11 @@ class Pipeline:
             tap(frame)
         reason = intake.reason_against(frame)
         with self._changed:
+            self._accounts.missed += intake.missed_before(frame)
             if reason:
                 self._accounts.discard(reason)
                 return
-            missed, break_ = intake.join(frame)
-            self._accounts.missed += missed
-            self._era = self._era.after(break_)
+            self._era = self._era.after(intake.join(frame))
             self._last_arrival_s = now_s
             self._camera_rate.tick(now_s)
             self._enqueue(_Arrival(frame, now_s, self._era))
