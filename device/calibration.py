@@ -12,11 +12,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import tifffile
 
 from device.camera import CameraError
 from device.errors import UserError
 from device.ometiff import write_ometiff
-from device.stack import open_stack
 
 DARK_FILE = "dark.ome.tif"
 FLAT_FILE = "flat.ome.tif"
@@ -191,9 +191,7 @@ def load(folder: Path | None, dark: bool = True, flat: bool = True) -> Calibrati
     Raises
     ------
     CalibrationError
-        The folder is missing or holds neither, or the two differ in shape.
-    StackError
-        A file cannot be read.
+        The folder is missing or holds neither, a file cannot be read, or their shapes differ.
     """
     if folder is None:
         return Calibration()
@@ -222,5 +220,11 @@ def _agreeing(
 
 
 def _read(path: Path) -> list[np.ndarray | None]:
-    with open_stack(path) as stack:
-        return [np.asarray(stack.read(index), np.float32) for index in range(stack.frames)]
+    try:
+        images = tifffile.imread(path)
+    except (OSError, ValueError) as error:  # tifffile's own errors are ValueErrors
+        raise CalibrationError(
+            f"{path}: cannot be read ({error}); expected what `learn2sofi calibrate` wrote; "
+            "calibrate again"
+        ) from error
+    return [np.asarray(image, np.float32) for image in images.reshape(-1, *images.shape[-2:])]
