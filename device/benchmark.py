@@ -16,7 +16,7 @@ import numpy as np
 
 from device.camera import Frame
 from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
-from device.reconstructor import Reconstructor
+from device.reconstructor import Reconstructor, constant_inputs, padded_size
 from device.ring_buffer import RingBuffer
 
 ROUNDS = 40
@@ -80,12 +80,13 @@ def _forms(path: Path, threads: int) -> dict[str, Step]:
 
 
 def _step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
-    """One step on the same inputs, at a size the step was resized to before."""
+    """One step on the same inputs, at the size that frames of `size` are padded to."""
     rng = np.random.default_rng(0)
-    step.resize(*size)
-    shapes = {name: (1, *size, 1) for name in step.manifest.inputs if name in ("frame", "mean")}
-    inputs = step.zero_state()
-    inputs |= {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+    padded = padded_size(step, size)
+    step.resize(*padded)
+    inputs = step.zero_state() | constant_inputs(step)
+    for name in step.manifest.inputs.keys() - inputs.keys():  # frame, mean, previous
+        inputs[name] = rng.random((1, *padded, 1), np.float32)
     return lambda: step.run(inputs)
 
 

@@ -7,6 +7,12 @@ from typing import Protocol
 
 import numpy as np
 
+MIN_SIDE_PX = 16
+"""Smallest height and width of a frame that can be reconstructed."""
+
+DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32"))
+"""Types of frames that can be reconstructed."""
+
 
 class CameraError(Exception):
     """The camera cannot be opened or has failed; the text is one sentence for the user."""
@@ -18,6 +24,10 @@ class CameraTimeout(CameraError):
 
 class EndOfStream(Exception):
     """A recording has been played to its end; no further frame will come."""
+
+
+class BrokenRecording(EndOfStream):
+    """A recording cannot be read further, now or later; the text is one sentence for the user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ class Camera(Protocol):
         CameraError
             The camera failed; it must be closed and may be opened again.
         EndOfStream
-            The recording is over.
+            The recording is over; `BrokenRecording` where it is damaged from here on.
         """
 
     def close(self) -> None:

@@ -210,7 +210,13 @@ def _benchmark(options: argparse.Namespace) -> None:
     text = json.dumps(figures, indent=2) + "\n"
     sys.stdout.write(text)
     if options.json:
-        options.json.write_text(text)
+        try:
+            options.json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{options.json} cannot be written ({error.strerror}); expected a file in a folder "
+                "that exists; name another with --json"
+            ) from error
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
@@ -317,7 +323,7 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
                 target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
             ).start()
         serve(
-            create_app(pipeline, recordings),
+            create_app(pipeline, settings.host, recordings),
             settings.host,
             settings.port,
             _say_ready,

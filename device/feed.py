@@ -87,7 +87,7 @@ class Feed:
             raise FeedClosed
         return self._generation
 
-    def latest(self, names: Sequence[ViewName]) -> list[View]:
+    async def latest(self, names: Sequence[ViewName]) -> list[View]:
         """Return the newest images of these views, of one and the same result where possible.
 
         Returns
@@ -95,6 +95,9 @@ class Feed:
         list of View
             In the order of `names`, without those that have no image yet.
         """
+        return await asyncio.to_thread(self._latest, names)  # some are computed when asked for
+
+    def _latest(self, names: Sequence[ViewName]) -> list[View]:
         for _ in range(3):  # a result may be published between two of these calls
             found = [self._pipeline.latest(name) for name in names]
             views = [view for view in found if view is not None]

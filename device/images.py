@@ -103,12 +103,15 @@ def live_message(view: View) -> bytes:
     return struct.pack("<I", len(header)) + header + coded.pixels.tobytes()
 
 
-def png(view: View) -> bytes:
-    """Encode as 16 bit greyscale PNG; scale and offset stand in its text chunks."""
-    coded = code_uint16(view.array)
+def png_texts(view: View, coded: Coded) -> dict[str, str]:
+    """Say what the pixels of a PNG mean: its scale, offset and unit."""
+    return {"scale": repr(coded.scale), "offset": repr(coded.offset), "unit": UNITS[view.view]}
+
+
+def png(coded: Coded, texts: Mapping[str, str]) -> bytes:
+    """Encode as 16 bit greyscale PNG with texts (Latin-1) in its chunks."""
     _, encoded = cv2.imencode(".png", coded.pixels)
     image = encoded.tobytes()
-    texts = {"scale": repr(coded.scale), "offset": repr(coded.offset), "unit": UNITS[view.view]}
     chunks = b"".join(_text_chunk(key, text) for key, text in texts.items())
     cut = _PNG_SIGNATURE_AND_HEADER_BYTES
     return image[:cut] + chunks + image[cut:]
@@ -127,7 +130,8 @@ def tiff(view: View, context: Mapping[str, Any]) -> bytes:
     view : View
         The image.
     context : mapping
-        What else to write into the description (JSON), such as mode and model.
+        What else to write into the description (JSON), such as the camera; what the image itself
+        knows (`View.facts`) comes before it.
 
     Returns
     -------
@@ -142,6 +146,7 @@ def tiff(view: View, context: Mapping[str, Any]) -> bytes:
         "timestamp_ns": view.timestamp_ns,
         "frames": view.frames,
         **context,
+        **view.facts,
     }
     buffer = io.BytesIO()
     image = np.asarray(view.array, np.float32)  # (H, W)

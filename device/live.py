@@ -10,7 +10,8 @@ result is one image. At most 4 are outstanding: what is granted beyond is forgot
 result is sent, those that came while there was no credit are passed over. A client that grants
 one credit for each result it has drawn can never fall behind.
 
-What cannot be understood ends the connection with code 1008 and a sentence as its reason.
+What cannot be understood ends the connection with code 1008 and a sentence as its reason, a fault
+of the server with 1011; the client need not guess from silence.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from device.feed import VIEW_NAMES, Feed, FeedClosed, ViewName
 
+logger = logging.getLogger(__name__)
+
 MAX_CREDIT = 4
+MAX_MESSAGE_BYTES = 1024
+"""Longest message of a client that the server reads; the only one there is takes some 15."""
+
 _GOING_AWAY = 1001
 _POLICY_VIOLATION = 1008
+_INTERNAL_ERROR = 1011
 
 
 class ProtocolError(Exception):
@@ -83,7 +91,7 @@ def parse_credit(text: str) -> int:
     """
     try:
         message: Any = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, or nested beyond measure
         message = None
     number = message.get("credit") if isinstance(message, dict) else None
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
@@ -105,46 +113,73 @@ async def serve_live(socket: WebSocket, feed: Feed, view_names: str) -> None:
     """
     await socket.accept()
     try:
-        await _serve_views(socket, feed, parse_views(view_names))
+        views = parse_views(view_names)
     except ProtocolError as error:
-        await socket.close(_POLICY_VIOLATION, str(error))
-    except WebSocketDisconnect:
-        pass
+        await _close(socket, error)
+    else:
+        await _close(socket, await _serve_views(socket, feed, views))
 
 
-async def _serve_views(socket: WebSocket, feed: Feed, views: Sequence[ViewName]) -> None:
-    """Send in one task and read in this one: whoever does not read keeps dead clients."""
+async def _serve_views(
+    socket: WebSocket, feed: Feed, views: Sequence[ViewName]
+) -> BaseException | None:
+    """Send and read at once, until either ends; return why it did.
+
+    Whoever does not read keeps dead clients; whoever only reads leaves a client of a sender that
+    failed waiting for ever.
+    """
     credit = Credit()
-    sender = asyncio.create_task(_send(socket, feed, views, credit))
+    work = _read(socket, credit), _send(socket, feed, views, credit)
+    tasks = [asyncio.create_task(part) for part in work]
     try:
-        async for text in socket.iter_text():  # ends when the client leaves
-            credit.grant(parse_credit(text))
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return [task.exception() for task in tasks if task.done()][0]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _close(socket: WebSocket, error: BaseException | None) -> None:
+    """End a connection with what its client should know; log what should not have happened."""
+    if isinstance(error, WebSocketDisconnect):
+        return
+    code, reason = _INTERNAL_ERROR, "An image could not be sent; the server's log says why."
+    if isinstance(error, ProtocolError):
+        code, reason = _POLICY_VIOLATION, str(error)
+    elif isinstance(error, FeedClosed):
+        code, reason = _GOING_AWAY, "The server is going down."
+    else:
+        logger.error("a live connection failed", exc_info=error)
+    with contextlib.suppress(WebSocketDisconnect):
+        await socket.close(code, reason)
+
+
+async def _read(socket: WebSocket, credit: Credit) -> NoReturn:
+    try:
+        while True:  # until the client leaves
+            credit.grant(parse_credit(await socket.receive_text()))
     except KeyError as error:  # a binary message has no text
         raise ProtocolError('A message must be text: {"credit": n}.') from error
-    finally:
-        sender.cancel()
-        with contextlib.suppress(asyncio.CancelledError, WebSocketDisconnect):
-            await sender
 
 
-async def _send(socket: WebSocket, feed: Feed, views: Sequence[ViewName], credit: Credit) -> None:
+async def _send(
+    socket: WebSocket, feed: Feed, views: Sequence[ViewName], credit: Credit
+) -> NoReturn:
     seen = -1
     sent: dict[str, int] = {}
-    try:
-        while True:
-            await credit.available()
-            seen = await feed.wait(seen)
-            if await _send_newer(socket, feed, views, sent):
-                credit.spend()
-    except FeedClosed:
-        await socket.close(_GOING_AWAY, "The server is going down.")
+    while True:  # until the server goes down
+        await credit.available()
+        seen = await feed.wait(seen)
+        if await _send_newer(socket, feed, views, sent):
+            credit.spend()
 
 
 async def _send_newer(
     socket: WebSocket, feed: Feed, views: Sequence[ViewName], sent: dict[str, int]
 ) -> bool:
     """Send the newest images that this client has not got; returns whether there were any."""
-    newer = [view for view in feed.latest(views) if view.seq != sent.get(view.view)]
+    newer = [view for view in await feed.latest(views) if view.seq != sent.get(view.view)]
     for view in newer:
         await socket.send_bytes(await feed.encoded(view, "live"))
         sent[view.view] = view.seq

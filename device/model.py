@@ -225,14 +225,14 @@ class Step:
         Raises
         ------
         ModelError
-            The runtime failed.
+            The runtime failed, or refuses an input.
         """
         interpreter = self._interpreter
         try:
             for name, index in self._inputs.items():
                 interpreter.set_tensor(index, inputs[name])
             interpreter.invoke()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # ValueError: an input of another shape or type
             raise ModelError(
                 f"the model {self.name} failed ({error}); check it against another model file"
             ) from error

@@ -67,6 +67,8 @@ class Scaling:
 
     def restore(self, image: np.ndarray) -> np.ndarray:
         """Bring the network's image, any shape, to ADU above background, float32."""
+        if self.scale == 0:
+            return np.zeros(image.shape, np.float32)  # a product could be -0, or NaN of infinity
         return image.astype(np.float32) * np.float32(self.scale)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from device.camera import MIN_SIDE_PX
 from device.errors import UserError
 from device.model import Step, load_step
 from device.ometiff import check_output, write_ometiff
@@ -23,7 +24,7 @@ from device.reconstructor import (
     reconstruct_stream,
     reconstruct_window,
 )
-from device.stack import MIN_FRAMES, MIN_SIDE_PX, Stack, open_stack
+from device.stack import MIN_FRAMES, Stack, open_stack
 
 log = logging.getLogger(__name__)
 

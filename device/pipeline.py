@@ -7,7 +7,10 @@ step is known to be slower than the camera, waiting would only make old images: 
 one frame and the newest wins. In window mode the frames that came while a window was computed all
 enter the buffer before the next window begins.
 
-One lock guards the accounts, the queue, the results and the buffer against `push`.
+One lock guards the accounts, the queue, the results and the buffer against `push`. Only short work
+is done under it: the standard deviation that somebody looks at is computed outside, of copied sums.
+
+What a thread did not foresee ends the pipeline: it is told by `fault`, and raised on in its thread.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
@@ -25,17 +28,19 @@ from typing import Any, cast
 import numpy as np
 
 from device.accounting import Accounts, Clock, Latencies, RateMeter
-from device.camera import Camera, CameraError, CameraTimeout, EndOfStream, Frame
+from device.camera import (
+    DTYPES,
+    MIN_SIDE_PX,
+    BrokenRecording,
+    Camera,
+    CameraError,
+    CameraTimeout,
+    EndOfStream,
+    Frame,
+)
 from device.model import ModelError, Step
 from device.preparation import Preparation
-from device.reconstructor import (
-    DTYPES,
-    MIN_SIZE_PX,
-    MODES,
-    Mode,
-    Reconstruction,
-    Reconstructor,
-)
+from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor
 from device.ring_buffer import RingBuffer, missed_between
 
 VIEWS = ("raw", "mean", "std", "reconstruction")
@@ -68,6 +73,10 @@ class View:
         Number of the newest frame in it.
     frames : int
         Number of frames in it.
+    facts : mapping
+        What it was made from and how, for who keeps it. The reconstruction: ``mode``,
+        ``background`` and ``scale`` of the normalization in ADU, ``warming``, ``gaps``,
+        ``span_ms`` and ``model`` (name and sha256). Other images: nothing.
     """
 
     view: str
@@ -76,6 +85,7 @@ class View:
     timestamp_ns: int
     index: int
     frames: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Break(IntEnum):
@@ -237,6 +247,7 @@ class Pipeline:
         self._reconstructor = Reconstructor(step, mode)
         self._era = self._followed = _Era(mode)
         self._changed = threading.Condition()
+        self._looking = threading.Lock()  # one std at a time
         self._queue: deque[_Arrival] = deque()
         self._buffer: RingBuffer | None = None
         self._newest: Frame | None = None
@@ -254,6 +265,7 @@ class Pipeline:
         self._reopening = threading.Event()
         self._camera_error: str | None = None
         self._model_error: str | None = None
+        self._fault: str | None = None
         self._last_arrival_s: float | None = None
         self._started_s: float | None = None
         self._source_ended = False
@@ -276,7 +288,8 @@ class Pipeline:
         self._started_s = self._clock()
         work = {"camera": self._run_camera, "reconstruction": self._run_reconstruction}
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True) for name, target in work.items()
+            threading.Thread(target=self._guarded, args=(body,), name=name, daemon=True)
+            for name, body in work.items()
         ]
         for thread in self._threads:
             thread.start()
@@ -310,7 +323,7 @@ class Pipeline:
         return not self._alive()
 
     def wait_ended(self, timeout: float | None = None) -> bool:
-        """Wait until a recording was played to its end and its frames were worked off.
+        """Wait until a recording was played to its end and its frames were worked off, or a fault.
 
         Parameters
         ----------
@@ -323,6 +336,11 @@ class Pipeline:
             True if it has ended.
         """
         return self._ended.wait(timeout)
+
+    def fault(self) -> str | None:
+        """Say what a thread died of; None while nothing of the kind happened."""
+        with self._changed:
+            return self._fault
 
     def reset(self) -> None:
         """Forget the past: the next frame to come is the first."""
@@ -403,9 +421,9 @@ class Pipeline:
         """
         if view not in VIEWS:
             raise ValueError(f"a view is one of {', '.join(VIEWS)}, not {view}")
+        if view == "std":
+            return self._latest_std()
         with self._changed:
-            if view == "std":
-                self._update_std()
             return self._views.get(view)
 
     def healthy(self) -> bool:
@@ -450,14 +468,18 @@ class Pipeline:
             "mode": self._era.mode,
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(),
-            "model": {"name": self._step.name, "sha256": self._step.sha256},
+            "model": self._model_state(),
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
+            "span_ms": last.span_ms if last else 0.0,
             "warming": last.warming if last else True,
             "nothing_to_see": last.nothing_to_see if last else False,
-            "error": self._camera_error or self._model_error,
+            "error": self._fault or self._camera_error or self._model_error,
             "ended": self._ended.is_set(),
         }
+
+    def _model_state(self) -> dict[str, str]:
+        return {"name": self._step.name, "sha256": self._step.sha256}
 
     def _age_s(self) -> float | None:
         return None if self._last_arrival_s is None else self._clock() - self._last_arrival_s
@@ -465,14 +487,20 @@ class Pipeline:
     def _patience_s(self) -> float:
         return max(2.0, 10 * self._era.interval_s)
 
-    def _update_std(self) -> None:
+    def _latest_std(self) -> View | None:
         """Compute the std view, but once for a buffer: somebody looks at it."""
-        newest, buffer = self._newest, self._buffer
-        if newest is None or buffer is None or not len(buffer):
-            return
-        shown = self._views.get("std")
-        if shown is None or (shown.seq, shown.index) != (self._seq, newest.index):
-            self._views["std"] = self._view("std", buffer.std(), newest, len(buffer))
+        with self._looking:
+            with self._changed:
+                newest, buffer, shown = self._newest, self._buffer, self._views.get("std")
+                if newest is None or buffer is None or not len(buffer):
+                    return shown
+                if shown is not None and (shown.seq, shown.index) == (self._seq, newest.index):
+                    return shown
+                sums, seq = buffer.sums(), self._seq
+            view = self._view("std", sums.std(), newest, sums.count, seq)
+            with self._changed:
+                self._views["std"] = view
+            return view
 
     def _unsubscribe(self, callback: Callable[[], object]) -> None:
         with self._changed:
@@ -486,6 +514,17 @@ class Pipeline:
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
 
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Do a thread's work; what it did not foresee ends the pipeline and is raised on."""
+        try:
+            work()
+        except BaseException as error:
+            with self._changed:
+                name, kind = threading.current_thread().name, type(error).__name__
+                self._fault = self._fault or f"the {name} thread failed ({kind}: {error})"
+            self._ended.set()
+            raise
+
     # --- camera thread ---------------------------------------------------------------------------
 
     def _run_camera(self) -> None:
@@ -494,7 +533,9 @@ class Pipeline:
             before = self._last_arrival()
             try:
                 self._read_until_fault()
-            except EndOfStream:
+            except EndOfStream as end:
+                if isinstance(end, BrokenRecording):
+                    self._set_camera_error(str(end))
                 self._end_source()
                 return
             except CameraError as error:
@@ -526,10 +567,10 @@ class Pipeline:
         shape, interval_s = self._camera.shape, self._camera.frame_interval_s
         preparation = self._prepare(self._camera)
         preparation.check(shape)
-        if min(preparation.shape(shape)) < MIN_SIZE_PX:
+        if min(preparation.shape(shape)) < MIN_SIDE_PX:
             raise CameraError(
                 f"{self._camera.name} gives frames of {shape[0]} x {shape[1]} px where at least "
-                f"{MIN_SIZE_PX} x {MIN_SIZE_PX} are expected; choose a larger region"
+                f"{MIN_SIDE_PX} x {MIN_SIDE_PX} are expected; choose a larger region"
             )
         with self._changed:
             # Another clock and maybe another scene: nothing joins what came before.
@@ -694,8 +735,26 @@ class Pipeline:
             "reconstruction", result.image, arrival.frame, result.frames
         )
 
-    def _view(self, view: str, array: np.ndarray, newest: Frame, frames: int) -> View:
-        return View(view, array, self._seq, newest.timestamp_ns, newest.index, frames)
+    def _view(
+        self, view: str, array: np.ndarray, newest: Frame, frames: int, seq: int | None = None
+    ) -> View:
+        seq = self._seq if seq is None else seq
+        facts = self._facts() if view == "reconstruction" else {}
+        return View(view, array, seq, newest.timestamp_ns, newest.index, frames, facts)
+
+    def _facts(self) -> dict[str, Any]:
+        """Say how the last result was made: `View.facts`."""
+        last = self._last
+        assert last is not None
+        return {
+            "mode": last.mode,
+            "background": last.scaling.background,
+            "scale": last.scaling.scale,
+            "warming": last.warming,
+            "gaps": last.gaps,
+            "span_ms": last.span_ms,
+            "model": self._model_state(),
+        }
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:

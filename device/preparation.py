@@ -33,7 +33,7 @@ class Preparation:
     @property
     def psf_sigma_px(self) -> float | None:
         """Width of the PSF in px of the prepared frames; None where it is not known."""
-        return self.sampling and self.sampling.psf_sigma_px
+        return None if self.sampling is None else self.sampling.psf_sigma_px
 
     def check(self, shape: tuple[int, int]) -> None:
         """Refuse frames of a shape that the calibration was not measured at; raises CameraError."""
@@ -48,7 +48,7 @@ class Preparation:
         corrected = self.calibration.apply(image)
         if self.binning == 1:
             return corrected
-        height, width = self.shape(image.shape)  # type: ignore[arg-type]  # (H, W) always
+        height, width = self.shape(image.shape)
         whole = corrected[: height * self.binning, : width * self.binning].astype(np.float32)
         # At a whole ratio, INTER_AREA is the mean of each block.
         return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-from device.camera import Frame
+from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
@@ -18,11 +18,6 @@ from device.ring_buffer import RingBuffer
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
-MIN_SIZE_PX = 16
-"""Smallest height and width that are reconstructed."""
-
-DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "float32"))
-"""Types of frames that are reconstructed."""
 
 
 class ReconstructionError(UserError):
@@ -100,7 +95,7 @@ class Reconstructor:
         self.interval_s = interval_s
         self._step = step
         self._normalization = step.manifest.normalization.settings()
-        self._constants = _constants(step, psf_sigma_px)
+        self._constants = constant_inputs(step, psf_sigma_px)
         self._state: dict[str, np.ndarray] | None = None
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
@@ -114,7 +109,7 @@ class Reconstructor:
 
     def set_psf(self, sigma_px: float | None) -> None:
         """Give the width of the PSF in input px; None is the middle of the model's range."""
-        self._constants = _constants(self._step, sigma_px)
+        self._constants = constant_inputs(self._step, sigma_px)
 
     def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
         """Reconstruct with a new frame.
@@ -166,10 +161,9 @@ class Reconstructor:
 
     def _fit(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Set the step up for frames of a shape; return the padded shape."""
-        multiple = self._step.manifest.size_multiple
-        height, width = (-(-length // multiple) * multiple for length in shape)
-        self._step.resize(height, width)
-        return height, width
+        size = padded_size(self._step, shape)
+        self._step.resize(*size)
+        return size
 
     def _begin(self, padded_size: tuple[int, int]) -> None:
         self._state = self._step.zero_state()
@@ -299,7 +293,7 @@ def _checked(array: np.ndarray, index: int, like: np.ndarray | None = None) -> F
     if problem:
         raise ReconstructionError(
             f"frame {index} {problem}; expected are finite uint8, uint16 or float32 frames (H, W) "
-            f"of one shape, from {MIN_SIZE_PX} x {MIN_SIZE_PX} px up: convert the stack"
+            f"of one shape, from {MIN_SIDE_PX} x {MIN_SIDE_PX} px up: convert the stack"
         )
     return Frame(array, 0, index)
 
@@ -317,7 +311,7 @@ def unusable(array: np.ndarray) -> str:
     str
         The end of a sentence that begins with the frame.
     """
-    if array.ndim != 2 or min(array.shape) < MIN_SIZE_PX:
+    if array.ndim != 2 or min(array.shape) < MIN_SIDE_PX:
         return f"has the shape {array.shape}"
     if array.dtype not in DTYPES:
         return f"has the type {array.dtype}"
@@ -326,8 +320,28 @@ def unusable(array: np.ndarray) -> str:
     return ""
 
 
-def _constants(step: Step, psf_sigma_px: float | None) -> dict[str, np.ndarray]:
-    """Fill the inputs that stay the same from frame to frame."""
+def padded_size(step: Step, shape: tuple[int, int]) -> tuple[int, int]:
+    """Round a frame's height and width in px up to what the step can be run at."""
+    multiple = step.manifest.size_multiple
+    height, width = (-(-length // multiple) * multiple for length in shape)
+    return height, width
+
+
+def constant_inputs(step: Step, psf_sigma_px: float | None = None) -> dict[str, np.ndarray]:
+    """Fill the inputs that stay the same from frame to frame.
+
+    Parameters
+    ----------
+    step : Step
+        Whose inputs.
+    psf_sigma_px : float, optional
+        See `Reconstructor`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By name, as the manifest has them; empty for most models.
+    """
     spec = step.manifest.inputs.get("psf_sigma_px")
     if spec is None:
         return {}

@@ -229,7 +229,7 @@ def _planes(frames: list[Frame]) -> dict[str, list[Any]]:
 
 def _notes(frames: list[Frame], annotations: Mapping[str, object]) -> dict[str, str]:
     # OME has no place for a plane's gain, and DeltaT would round the timestamps.
-    columns = {
+    columns: dict[str, list[Any]] = {
         "timestamps_ns": [frame.timestamp_ns for frame in frames],
         "exposures_us": [frame.exposure_us for frame in frames],
         "gains": [frame.gain for frame in frames],
@@ -238,7 +238,7 @@ def _notes(frames: list[Frame], annotations: Mapping[str, object]) -> dict[str, 
     notes |= {name: str(value) for name, value in annotations.items() if value is not None}
     for name, values in columns.items():
         if None not in values:
-            notes[name] = " ".join(format(value, "") for value in values)
+            notes[name] = " ".join(map(str, values))
     return notes
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from device.camera import CameraError, CameraTimeout, EndOfStream, Frame
+from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream, Frame
 from device.stack import Stack, StackError, open_stack
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,9 @@ class ReplayCamera:
         CameraTimeout
             The next frame is due later.
         CameraError
-            The camera is closed, or the frame cannot be decoded.
+            The camera is closed.
+        BrokenRecording
+            The frame cannot be decoded; opening again would only lead here again.
         EndOfStream
             The stack is over, without `loop`.
         """
@@ -150,7 +152,7 @@ class ReplayCamera:
             if not self._loop:
                 raise EndOfStream(f"{self._path} has been played to its end")
             assert self._stack is not None
-            self._turn_start += self._stack.frames
+            self._turn_start += self._stack.frames  # known: its end was met
             image = self._read_stack(self._slot - self._turn_start)
         return image
 
@@ -161,7 +163,7 @@ class ReplayCamera:
         try:
             return stack.read_or_end(index)
         except StackError as error:
-            raise CameraError(str(error)) from error
+            raise BrokenRecording(str(error)) from error
 
     def _wait_until_due(self, timeout_s: float) -> None:
         wait_s = (self._due_ns() - self._clock()) * 1e-9

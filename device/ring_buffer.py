@@ -1,11 +1,14 @@
 """The last frames, in order, with their mean and standard deviation kept up to date.
 
 Sums are kept while frames come and go, so that a mean costs the same for 2 frames as for 30. For
-integer frames the sums are int64 and exact. For float frames they are float64 and summed anew from
-the stored frames once in every turn of the buffer, so that rounding cannot pile up.
+integer frames the sums are int64 and exact. For float frames they are float64, and every push sums
+another band of rows anew from the stored frames: within a turn of the buffer all of them, so that
+rounding cannot pile up, and no push takes longer than the others.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,10 +39,34 @@ def missed_between(earlier_ns: int, later_ns: int, interval_s: float) -> int:
     return max(0, slots - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums along time of a number of frames, any shape.
+
+    Attributes
+    ----------
+    count : int
+        Number of frames.
+    total, total_sq : ndarray
+        Sum of the frames, and of their squares; int64 or float64.
+    """
+
+    count: int
+    total: np.ndarray
+    total_sq: np.ndarray
+
+    def std(self) -> np.ndarray:
+        """Compute the standard deviation of the frames as they are (by n, not n - 1), float32."""
+        count = max(1, self.count)
+        # n * sum(x^2) - sum(x)^2 is exact for integers; rounding can take floats below 0.
+        spread = np.maximum(count * self.total_sq - self.total * self.total, 0)
+        return (np.sqrt(spread) / count).astype(np.float32)
+
+
 class RingBuffer:
     """A preallocated store of the last frames and their statistics.
 
-    Not locked: one thread pushes; who reads `std` from another thread must exclude `push`.
+    Not locked: one thread pushes; who takes `sums` in another thread must exclude `push`.
 
     Parameters
     ----------
@@ -109,13 +136,17 @@ class RingBuffer:
                 f"the buffer takes {self.dtype} frames of {self.shape}, "
                 f"not {array.dtype} of {array.shape}"
             )
-        if len(self) == self.capacity:
+        full = len(self) == self.capacity
+        if full:
             self._account(self._frames[self._next], np.subtract)
             del self._timestamps_ns[0]
         self._frames[self._next] = array
         self._account(array, np.add)
         self._timestamps_ns.append(frame.timestamp_ns)
-        self._advance()
+        if full and self._renewing:
+            self._renew_band()
+        self._mean = None
+        self._next = (self._next + 1) % self.capacity
 
     def clear(self) -> None:
         """Forget all frames."""
@@ -143,7 +174,11 @@ class RingBuffer:
 
         It is that of the frames as they are (divided by n, not by n - 1); zeros for fewer than 2.
         """
-        return self._std_of(self._sum, self._sum_sq)
+        return Sums(len(self), self._sum, self._sum_sq).std()
+
+    def sums(self) -> Sums:
+        """Copy the sums, (H, W), for who computes `std` while frames go on coming."""
+        return Sums(len(self), self._sum.copy(), self._sum_sq.copy())
 
     def standard_error(self) -> float:
         """Typical standard error of a pixel of `mean`, in the frames' unit; 0 for fewer than 2.
@@ -153,7 +188,7 @@ class RingBuffer:
         if len(self) < 2:
             return 0.0
         grid = (slice(None, None, _NOISE_GRID_PX), slice(None, None, _NOISE_GRID_PX))
-        typical_std = float(np.median(self._std_of(self._sum[grid], self._sum_sq[grid])))
+        typical_std = float(np.median(Sums(len(self), self._sum[grid], self._sum_sq[grid]).std()))
         return typical_std / (len(self) - 1) ** 0.5
 
     def gaps(self, interval_s: float) -> int:
@@ -178,18 +213,10 @@ class RingBuffer:
         np.multiply(wide, wide, out=wide)
         add_or_subtract(self._sum_sq, wide, out=self._sum_sq)
 
-    def _advance(self) -> None:
-        self._mean = None
-        self._next = (self._next + 1) % self.capacity
-        if self._next == 0 and self._renewing:
-            self._sum[...] = 0
-            self._sum_sq[...] = 0
-            for array in self._frames:  # (H, W)
-                self._account(array, np.add)
-
-    def _std_of(self, total: np.ndarray, total_sq: np.ndarray) -> np.ndarray:
-        """Compute a standard deviation from the two sums, any shape, float32."""
-        count = max(1, len(self))
-        # n * sum(x^2) - sum(x)^2 is exact for integers; rounding can take floats below 0.
-        spread = np.maximum(count * total_sq - total * total, 0)
-        return (np.sqrt(spread) / count).astype(np.float32)
+    def _renew_band(self) -> None:
+        """Sum one band of rows anew: the share of them that belongs to the slot just written."""
+        height, slot = self.shape[0], self._next
+        rows = slice(slot * height // self.capacity, (slot + 1) * height // self.capacity)
+        band = self._frames[:, rows].astype(self._sum.dtype)  # (capacity, rows, W)
+        self._sum[rows] = band.sum(axis=0)
+        self._sum_sq[rows] = np.einsum("tyx,tyx->yx", band, band)

@@ -11,7 +11,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -30,7 +30,7 @@ from fastapi import (
     WebSocket,
     WebSocketException,
 )
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,7 +42,8 @@ from device.check import Warden
 from device.controls import Controllable
 from device.errors import UserError
 from device.feed import Feed, FeedClosed, ViewName
-from device.live import serve_live
+from device.hosts import KnownHost
+from device.live import MAX_MESSAGE_BYTES, serve_live
 from device.metrics import make_registry
 from device.pixel_format import ROI_PATTERN, parse_region
 
@@ -107,13 +108,17 @@ class _Page(StaticFiles):
         return response
 
 
-def create_app(pipeline: Pipeline, recordings: Recordings | None = None) -> FastAPI:
+def create_app(
+    pipeline: Pipeline, host: str = "localhost", recordings: Recordings | None = None
+) -> FastAPI:
     """Build the application over a pipeline, which the caller starts and stops.
 
     Parameters
     ----------
     pipeline : Pipeline
         Where images and numbers come from.
+    host : str
+        A name under which this machine is reached, beside its own; see `device.hosts`.
     recordings : Recordings, optional
         What ``/api/recording`` begins and ends; the caller ends the last one.
 
@@ -122,12 +127,20 @@ def create_app(pipeline: Pipeline, recordings: Recordings | None = None) -> Fast
     FastAPI
         To be given to `serve`.
     """
-    app = FastAPI(title="Learn2SOFI", version=version("learn2sofi"), lifespan=_lifespan)
+    app = FastAPI(
+        title="Learn2SOFI",
+        version=version("learn2sofi"),
+        lifespan=_lifespan,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere: blank when offline
+        redoc_url=None,
+    )
+    app.add_middleware(KnownHost, name=host)
     app.state.pipeline = pipeline
     app.state.recordings = recordings
     app.state.registry = make_registry(pipeline)
     app.include_router(_images)
     app.include_router(_numbers)
+    app.add_api_route("/docs", _docs, include_in_schema=False)
     app.mount("/", _Page(directory=WEB_FOLDER, html=True), name="page")
     return app
 
@@ -138,6 +151,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.feed.open()
     yield
     app.state.feed.close()
+
+
+async def _docs() -> FileResponse:
+    return FileResponse(WEB_FOLDER / "docs.html", headers={"Cache-Control": "no-cache"})
 
 
 def _pipeline(connection: HTTPConnection) -> Any:
@@ -181,7 +198,7 @@ async def _live(socket: WebSocket, feed: _Feed, view: str = "reconstruction") ->
     await serve_live(socket, feed, view)
 
 
-@_images.get("/mjpeg", response_class=StreamingResponse)
+@_images.get("/mjpeg", summary="Stream JPEG images", response_class=StreamingResponse)
 async def _mjpeg(feed: _Feed, view: _View = "reconstruction") -> StreamingResponse:
     """Stream JPEG images, 8 bit with automatic contrast, for anything that shows an `<img>`."""
     media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
@@ -196,7 +213,7 @@ async def _mjpeg_parts(feed: Feed, name: ViewName) -> AsyncIterator[bytes]:
     with contextlib.suppress(FeedClosed):
         while True:
             generation = await feed.wait(generation)
-            for view in feed.latest([name]):
+            for view in await feed.latest([name]):
                 if view.seq != sent:
                     sent = view.seq
                     yield _mjpeg_part(await feed.encoded(view, "jpeg"))
@@ -207,17 +224,21 @@ def _mjpeg_part(jpeg: bytes) -> bytes:
     return head.encode() + jpeg + f"\r\n--{_BOUNDARY}\r\n".encode()
 
 
-@_images.get("/snapshot.png", response_class=Response)
+@_images.get("/snapshot.png", summary="Newest image as PNG", response_class=Response)
 def _snapshot_png(pipeline: _Pipeline, view: _View = "reconstruction") -> Response:
     """Give the newest image as 16 bit greyscale PNG: value = offset + scale x pixel.
 
-    Raw frames are exact; scale and offset stand in the file's text chunks and in the headers.
+    Raw frames are exact; scale, offset and unit stand in the file's text chunks and in the headers
+    Learn2SOFI-Scale, Learn2SOFI-Offset and Learn2SOFI-Unit.
     """
     image = _newest(pipeline, view)
-    return _file(images.png(image), "image/png", image, "png")
+    coded = images.code_uint16(image.array)
+    texts = images.png_texts(image, coded)
+    headers = {f"Learn2SOFI-{key.capitalize()}": text for key, text in texts.items()}
+    return _file(images.png(coded, texts), "image/png", image, "png", headers)
 
 
-@_images.get("/snapshot.tif", response_class=Response)
+@_images.get("/snapshot.tif", summary="Newest image as TIFF", response_class=Response)
 def _snapshot_tif(pipeline: _Pipeline, view: _View = "reconstruction") -> Response:
     """Give the newest image as float32 TIFF in camera counts, its making in the description."""
     image = _newest(pipeline, view)
@@ -234,19 +255,25 @@ def _newest(pipeline: Pipeline, name: ViewName) -> View:
     return view
 
 
-def _file(content: bytes, media_type: str, view: View, suffix: str) -> Response:
+def _file(
+    content: bytes,
+    media_type: str,
+    view: View,
+    suffix: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
     name = f"{view.view}-{view.index:06d}.{suffix}"
-    headers = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(content, media_type=media_type, headers=headers)
+    own = {"Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "no-store"}
+    return Response(content, media_type=media_type, headers={**own, **(headers or {})})
 
 
-@_numbers.get("/api/state")
+@_numbers.get("/api/state", summary="State")
 def _state(pipeline: _Pipeline) -> dict[str, Any]:
     """Tell everything that is counted and measured, in one consistent reading."""
     return {**pipeline.state(), "warnings": _WARDEN.warnings()}
 
 
-@_numbers.get("/api/controls")
+@_numbers.get("/api/controls", summary="Read the controls")
 def _controls(pipeline: _Pipeline) -> dict[str, Any]:
     """Tell what can be changed while running: the mode, and the camera's controls where it has any.
 
@@ -257,7 +284,7 @@ def _controls(pipeline: _Pipeline) -> dict[str, Any]:
     return {"mode": pipeline.state()["mode"], **settable}
 
 
-@_numbers.post("/api/controls", dependencies=_SAME_ORIGIN)
+@_numbers.post("/api/controls", summary="Change the controls", dependencies=_SAME_ORIGIN)
 def _set_controls(pipeline: _Pipeline, controls: Controls) -> dict[str, Any]:
     """Change what is given; the reconstruction starts afresh."""
     changes = {name: getattr(controls, name) for name in controls.model_fields_set}
@@ -288,14 +315,14 @@ def _set_camera(pipeline: Pipeline, changes: dict[str, Any]) -> None:
         pipeline.reset()
 
 
-@_numbers.get("/api/recording")
+@_numbers.get("/api/recording", summary="Recording")
 def _recording(recordings: _Recordings) -> dict[str, Any]:
     """Tell whether raw frames are being recorded, into which file, how many, and what failed."""
     state: dict[str, Any] = recordings.state()
     return state
 
 
-@_numbers.post("/api/recording", dependencies=_SAME_ORIGIN)
+@_numbers.post("/api/recording", summary="Begin or end a recording", dependencies=_SAME_ORIGIN)
 def _set_recording(recordings: _Recordings, wanted: RecordingRequest) -> dict[str, Any]:
     """Begin or end a recording of raw frames; when it has ended, the file is whole."""
     try:
@@ -305,14 +332,14 @@ def _set_recording(recordings: _Recordings, wanted: RecordingRequest) -> dict[st
     return state
 
 
-@_numbers.post("/api/reset", status_code=204, dependencies=_SAME_ORIGIN)
+@_numbers.post("/api/reset", summary="Reset", status_code=204, dependencies=_SAME_ORIGIN)
 def _reset(pipeline: _Pipeline) -> None:
     """Forget the buffer and what the network carries from frame to frame."""
     pipeline.reset()
     logger.info("reset")
 
 
-@_numbers.get("/healthz")
+@_numbers.get("/healthz", summary="Health")
 def _healthz(pipeline: _Pipeline) -> JSONResponse:
     """Answer 200 while frames come, and 503 when none came for max(2 s, 10 frame intervals)."""
     if pipeline.healthy():
@@ -322,7 +349,7 @@ def _healthz(pipeline: _Pipeline) -> JSONResponse:
     return JSONResponse({"status": status}, status_code=503)
 
 
-@_numbers.get("/metrics", response_class=Response)
+@_numbers.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 def _metrics(request: Request) -> Response:
     """Give all numbers to Prometheus, in base units."""
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
@@ -410,6 +437,7 @@ class _Server(uvicorn.Server):
             app,
             log_config=None,
             access_log=False,
+            ws_max_size=MAX_MESSAGE_BYTES,
             ws_per_message_deflate=False,  # images hardly shrink, and it costs more than they do
             timeout_graceful_shutdown=_DRAIN_S,  # type: ignore[arg-type]  # floats work as well
         )

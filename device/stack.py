@@ -8,7 +8,6 @@ video's values carry is undone.
 from __future__ import annotations
 
 import logging
-import os
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -17,28 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import cv2
 import numpy as np
+import tifffile
 
-# FFmpeg and OpenCV write complaints about unreadable files to the terminal; ours is the one
-# sentence that the user gets. Both read this once, when cv2 is first used.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-
-import cv2  # noqa: E402
-import tifffile  # noqa: E402
-
-from device.errors import UserError  # noqa: E402
+from device.camera import DTYPES, MIN_SIDE_PX
+from device.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MIN_SIDE_PX = 16
 MIN_FRAMES = 2
 # A "pixel size" above this is a printer's resolution (72 dpi is 353 um), not a microscope's.
 MAX_PIXEL_SIZE_UM = 20.0
 
-_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.float32))
 _TIFF_SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 _VIDEO_SUFFIXES = (".avi", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpg", ".webm")
+# These containers state how many frames they hold; of others FFmpeg estimates it by the duration.
+_COUNTED_SUFFIXES = (".avi", ".m4v", ".mov", ".mp4")
 # What tifffile and its decoders raise on a file that is cut short or damaged.
 _BROKEN = (
     OSError,
@@ -106,7 +100,7 @@ class Stack(ABC):
         """Close the file; may be called twice."""
 
     def read_or_end(self, index: int) -> np.ndarray | None:
-        """Read frame `index`, without asking first how many there are.
+        """Read frame `index` as it is recorded, without asking first how many there are.
 
         Parameters
         ----------
@@ -116,20 +110,17 @@ class Stack(ABC):
         Returns
         -------
         ndarray or None
-            (H, W) of `dtype`; None behind the last frame.
+            (H, W) of `dtype`, NaN and infinity included; None behind the last frame.
 
         Raises
         ------
         StackError
-            The frame cannot be decoded, or holds NaN or infinity.
+            The frame cannot be decoded.
         """
-        image = self._read(index)
-        if image is not None and image.dtype.kind == "f":
-            self._refuse_not_finite(image, index)
-        return image
+        return self._read(index)
 
     def read(self, index: int) -> np.ndarray:
-        """Read frame `index`, from 0, as (H, W) of `dtype`; otherwise as `read_or_end`.
+        """Read frame `index`, from 0, as (H, W) of `dtype`, all values finite.
 
         Raises
         ------
@@ -141,9 +132,12 @@ class Stack(ABC):
         image = self.read_or_end(index) if index >= 0 else None
         if image is None:
             raise IndexError(f"no frame {index} in {self.path}")
+        self._refuse_not_finite(image, index)
         return image
 
     def _refuse_not_finite(self, image: np.ndarray, index: int) -> None:
+        if image.dtype.kind != "f":
+            return
         bad = image.size - int(np.count_nonzero(np.isfinite(image)))
         if bad:
             raise StackError(
@@ -154,6 +148,7 @@ class Stack(ABC):
     def __iter__(self) -> Iterator[np.ndarray]:
         index = 0
         while (image := self.read_or_end(index)) is not None:
+            self._refuse_not_finite(image, index)
             yield image
             index += 1
 
@@ -406,7 +401,7 @@ def _check_axes(series: tifffile.TiffPageSeries, path: Path) -> None:
 
 def _checked_dtype(stored: np.dtype | None, path: Path) -> np.dtype:
     if stored is not None:
-        for dtype in _DTYPES:
+        for dtype in DTYPES:
             if stored.newbyteorder("=") == dtype:
                 return dtype
     raise StackError(
@@ -494,6 +489,7 @@ class VideoStack(Stack):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._capture = self._opened()
+        self._claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._next = 0
         self._frames: int | None = None
         self.height = int(self._capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
@@ -513,11 +509,24 @@ class VideoStack(Stack):
         """Number of frames; counted by decoding, since what a container claims is an estimate."""
         if self._frames is None:
             capture = self._opened()
-            self._frames = 0
+            count = 0
             while capture.grab():
-                self._frames += 1
+                count += 1
             capture.release()
+            self._end_at(count)
+        assert self._frames is not None
         return self._frames
+
+    def _end_at(self, frames: int) -> None:
+        """Keep the number of frames, so that they need not be counted again; refuse a cut video."""
+        if frames < self._claimed and self.path.suffix.lower() in _COUNTED_SUFFIXES:
+            raise StackError(
+                f"{self.path}: the video is cut short or damaged; expected {self._claimed} frames, "
+                f"of which {frames} can be read; copy or record it again"
+            )
+        if frames < self._claimed and self._frames is None:
+            log.warning("%s: %d of about %d frames read", self.path, frames, self._claimed)
+        self._frames = frames
 
     def _read(self, index: int) -> np.ndarray | None:
         if index < self._next:
@@ -525,12 +534,12 @@ class VideoStack(Stack):
             self._capture, self._next = self._opened(), 0
         while self._next < index:
             if not self._capture.grab():
-                self._frames = self._next  # so that a live replay need not decode again to count
+                self._end_at(self._next)
                 return None
             self._next += 1
         decoded, colour = self._capture.read()  # (H, W, 3)
         if not decoded:
-            self._frames = self._next
+            self._end_at(self._next)
             return None
         self._next += 1
         return linear_luma(colour)

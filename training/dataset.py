@@ -7,10 +7,8 @@ end; validation stacks are a fixed set of other specimens.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 
@@ -18,6 +16,8 @@ import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from device.normalize import NormalizationSettings
+from training import simulators
 from training.example import WINDOW, Example, make_example
 from training.forward_model import ForwardModelSettings
 
@@ -48,6 +48,8 @@ class DatasetSettings(BaseModel):
     """Stacks of the validation set."""
     workers: int = Field(2, ge=0)
     """Processes that simulate; 0 simulates in the training's own."""
+    normalization: NormalizationSettings = NormalizationSettings()
+    """Numbers of the one normalization; they go into the model's manifest."""
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> DatasetSettings:
@@ -121,7 +123,7 @@ class TrainingStream(keras.utils.PyDataset):
         super().__init__()
         self.model, self.settings, self.seed = model, settings, seed
         self.epoch_length, self.start = epoch_length, start
-        self._pool = _simulators(settings.workers)
+        self._pool = simulators.start(settings.workers)
         self._places = [self._play(place) for place in range(settings.batch)]
 
     def __len__(self) -> int:
@@ -160,21 +162,14 @@ class TrainingStream(keras.utils.PyDataset):
 
     def _request(self, place: int, number: int) -> Future[Example]:
         p = plan(self.settings, self.seed, place, number)
-        arguments = (self.model, p.chunks * self.settings.chunk, self.settings.size_px)
+        s = self.settings
+        length = p.chunks * s.chunk
+        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
         if self._pool is not None:
-            return self._pool.submit(make_example, *arguments, p.stream, p.seed)
+            return self._pool.submit(make_example, *arguments)
         done: Future[Example] = Future()
-        done.set_result(make_example(*arguments, p.stream, p.seed))
+        done.set_result(make_example(*arguments))
         return done
-
-
-def _simulators(workers: int) -> ProcessPoolExecutor | None:
-    """Start processes with one thread each: many small matrices, not few large ones."""
-    if workers == 0:
-        return None
-    for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")  # read by the children; too late for this process
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
 
 def validation_set(
@@ -182,6 +177,8 @@ def validation_set(
 ) -> list[Example]:
     """Windows of 30 frames of other specimens, always the same."""
     return [
-        make_example(model, WINDOW, settings.size_px, False, (seed, VALIDATION, k))
+        make_example(
+            model, WINDOW, settings.size_px, False, (seed, VALIDATION, k), settings.normalization
+        )
         for k in range(settings.validation_stacks)
     ]

@@ -76,9 +76,13 @@ class Example:
     unit: float
 
     @classmethod
-    def of(cls, stack: Stack, stream: bool) -> Example:
+    def of(
+        cls, stack: Stack, stream: bool, normalization: NormalizationSettings | None = None
+    ) -> Example:
         """Make a simulated stack ready."""
-        return cls(*normalized(stack.frames, stream), *truth_in_its_unit(stack.truth))
+        return cls(
+            *normalized(stack.frames, stream, normalization), *truth_in_its_unit(stack.truth)
+        )
 
     def chunk(
         self, k: int, length: int, read_at: tuple[int, ...]
@@ -103,8 +107,13 @@ class Example:
 
 
 def make_example(
-    model: ForwardModelSettings, frames: int, size_px: int, stream: bool, seed: tuple[int, ...]
+    model: ForwardModelSettings,
+    frames: int,
+    size_px: int,
+    stream: bool,
+    seed: tuple[int, ...],
+    normalization: NormalizationSettings | None = None,
 ) -> Example:
     """Simulate the stack of a seed and make it ready."""
-    rng = np.random.default_rng(seed)
-    return Example.of(simulate(model, frames, (size_px, size_px), rng), stream)
+    stack = simulate(model, frames, (size_px, size_px), np.random.default_rng(seed))
+    return Example.of(stack, stream, normalization)

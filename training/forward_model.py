@@ -14,6 +14,9 @@ from training.optics import UPSAMPLING, image_formation, target_image
 from training.sensor import Sensor
 from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
 
+DARK = 0.05
+"""A stack is drawn anew where less than this part of the specimen's light was ever seen."""
+
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -101,6 +104,11 @@ def simulate(
         Camera pixels (H, W).
     rng : Generator
         The only source of randomness.
+
+    Returns
+    -------
+    Stack
+        Never an empty one: where nothing lies in the field, or nothing was on, all is drawn anew.
     """
     sigma_px = rng.uniform(*settings.psf_sigma_px)
     margin = int(np.ceil(3 * sigma_px))
@@ -108,7 +116,9 @@ def simulate(
     fluctuation = draw_fluctuation(settings, rng)
     emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
     light = image_formation(emission, sigma_px, margin, shape)  # (T, H, W)
-    peak = max(float(np.percentile(light.mean(axis=0), 99.9)), 1e-9)
+    peak = float(np.percentile(light.mean(axis=0), 99.9))
+    if peak < DARK * image_formation(brightness, sigma_px, margin, shape).max() or peak == 0:
+        return simulate(settings, frames, shape, rng)
     photons = _log_uniform(settings.photons, rng)
     ambient = draw_background(settings, photons, shape, rng)  # (H, W)
     sensor = draw_sensor(settings, photons, rng)
@@ -192,7 +202,8 @@ def draw_background(
     if rng.random() >= settings.haze_probability:
         return even
     field = ndimage.gaussian_filter(rng.normal(0, 1, shape), rng.uniform(8, 20), mode="wrap")
-    haze = np.clip(field / (field.std() + 1e-12), -2, 2) / 4 + 0.5  # 0 to 1
+    field = (field - field.mean()) / (field.std() + 1e-12)
+    haze = np.clip(field, -2, 2) / 4 + 0.5  # 0 to 1
     return even + photons * rng.uniform(0.05, 0.5) * haze
 
 

@@ -6,9 +6,7 @@ import numpy as np
 from scipy.special import erf
 
 UPSAMPLING = 2
-TARGET_SIGMA_PX = (
-    0.8  # of the target, in output pixels; DESIGN of the target: what can be asked for
-)
+TARGET_SIGMA_PX = 0.8  # in output pixels: as sharp as can be asked for
 
 
 def imaging_matrix(pixels: int, sigma_px: float, margin: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,7 +25,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
 from training.example import WINDOW, make_example
+from training.narrowing import narrowed
 from training.network import Step, build_step
+from training.revision import git_revision
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -93,7 +96,8 @@ def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> I
         stream = k % 2 == 0
         length = 2 * WINDOW if stream else WINDOW
         seed = (settings.seed, CALIBRATION, k)
-        example = make_example(settings.forward_model, length, SIZE_PX, stream, seed)
+        normalization = settings.dataset.normalization
+        example = make_example(settings.forward_model, length, SIZE_PX, stream, seed, normalization)
         frames, means = (np.clip(x, *FRAME_RANGE) for x in (example.frames, example.means))
         for index, inputs in enumerate(trajectory(step, frames, means)):
             if index in CALIBRATION_FRAMES:
@@ -178,10 +182,9 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
     return step, settings
 
 
-def quantized_weights(run: Path) -> str:
-    """Say of which weights the run's TFLite files are, ``best`` or ``final``."""
-    path = run / "quantized.json"
-    return str(json.loads(path.read_text())["weights"]) if path.exists() else "best"
+def conversion(run: Path) -> dict[str, Any]:
+    """Say how the run's TFLite files were made: of which weights, on how many stacks, by what."""
+    return dict(json.loads((run / "quantized.json").read_text()))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -197,11 +200,15 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
     step, settings = load_step(arguments.run, arguments.weights)
     float32 = convert(step)
-    model = convert(step, representative_set(step, settings, arguments.stacks))
+    model = narrowed(convert(step, representative_set(step, settings, arguments.stacks)))
     check_int8(model)
     (arguments.run / "float32.tflite").write_bytes(float32)
     (arguments.run / "int8.tflite").write_bytes(model)
-    about = {"weights": arguments.weights, "calibration_stacks": arguments.stacks}
+    about = {
+        "weights": arguments.weights,
+        "calibration_stacks": arguments.stacks,
+        "conversion_git_revision": git_revision(),
+    }
     (arguments.run / "quantized.json").write_text(json.dumps(about))
     log.info("int8 step: %d bytes, %s", len(model), dict(operators(model)))
     return 0

@@ -8,18 +8,21 @@ import json
 import logging
 import re
 import shutil
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import flatbuffers
+import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
-from device.normalize import NormalizationSettings
+from training import evaluate, model_card
 from training.example import WINDOW
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
-from training.quantize import SIGNATURE, SIZE_PX, quantized_weights
+from training.quantize import SIGNATURE, SIZE_PX, conversion
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -31,7 +34,6 @@ VERSION = re.compile(r"\d+(\.\d+)*")
 def manifest(run: Path, version: str) -> dict[str, Any]:
     """Say what a host must know to use the run's model; the part that goes into the file itself."""
     settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
-    normalization = NormalizationSettings()
     return {
         "format": 1,
         "name": "learn2sofi",
@@ -43,7 +45,7 @@ def manifest(run: Path, version: str) -> dict[str, Any]:
         "inputs": _inputs(settings.network),
         "outputs": _outputs(settings.network),
         "state": {"h": "h_out", "c": "c_out"},
-        "normalization": {f: getattr(normalization, f) for f in normalization.__slots__},
+        "normalization": asdict(settings.dataset.normalization),
         "psf_sigma_px": list(settings.forward_model.psf_sigma_px),
         "pixel_size_nm": None,
         "training": _provenance(run),
@@ -82,7 +84,7 @@ def _outputs(network: NetworkSettings) -> dict[str, Any]:
 def _provenance(run: Path) -> dict[str, Any]:
     about = json.loads((run / "run.json").read_text())
     about["settings_sha256"] = sha256(run / "settings.json")
-    about["weights"] = quantized_weights(run)
+    about |= conversion(run)
     if about["weights"] == "best":
         about |= json.loads((run / "best.json").read_text())
     return about
@@ -110,8 +112,6 @@ def sha256(path: Path) -> str:
 def write_pair(run: Path, version: str, folder: Path) -> Path:
     """Write both forms, the manifest, the weights and the run's settings; returns the manifest.
 
-    Whatever model was in the folder before is removed once the new one is whole.
-
     Raises
     ------
     UserError
@@ -120,18 +120,15 @@ def write_pair(run: Path, version: str, folder: Path) -> Path:
     _check_complete(run, version)
     stem = f"learn2sofi-{version}"
     content = manifest(run, version)
-    folder.mkdir(parents=True, exist_ok=True)
     files = {}
     for form in FORMS:
         source, path = run / f"{form}.tflite", folder / f"{stem}-{form}.tflite"
         path.write_bytes(embed(source.read_bytes(), content))
         files[form] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
     (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
-    shutil.copyfile(run / f"{quantized_weights(run)}.weights.h5", folder / f"{stem}.weights.h5")
+    weights = conversion(run)["weights"]
+    shutil.copyfile(run / f"{weights}.weights.h5", folder / f"{stem}.weights.h5")
     shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
-    for path in folder.glob("learn2sofi-*"):
-        if not path.name.startswith((f"{stem}.", f"{stem}-")):
-            path.unlink()
     return folder / f"{stem}.json"
 
 
@@ -139,12 +136,68 @@ def _check_complete(run: Path, version: str) -> None:
     """Refuse before anything is written."""
     if not VERSION.fullmatch(version):
         raise UserError(f"The version {version!r} is not like 0.1.0: give numbers and dots.")
-    for name in ("settings.json", "run.json", "best.json", *(f"{form}.tflite" for form in FORMS)):
+    needed = ("settings.json", "run.json", "best.json", "quantized.json")
+    for name in (*needed, *(f"{form}.tflite" for form in FORMS)):
         if not (run / name).exists():
             raise UserError(
                 f"{run / name} is missing: name a trained run, and quantize it first with "
                 f"`python -m training quantize --run {run}`."
             )
+
+
+def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None) -> None:
+    """Score both forms on the frozen stacks; write what the card needs beside the manifest."""
+    files = json.loads(manifest_path.read_text())["files"]
+    steps = evaluate.load_steps([manifest_path.with_name(f["file"]) for f in files.values()])
+    folder.mkdir(parents=True, exist_ok=True)
+    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, evaluate.frozen.DEFAULT_CACHE)
+    judged = None
+    if measured is not None:
+        evaluate.report_measured(steps, folder, measured)
+        judged = json.loads((folder / "measured.json").read_text())
+    content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
+    path = manifest_path.with_suffix(".evaluation.json")
+    path.write_text(json.dumps(content, indent=None) + "\n")
+
+
+def write_card(folder: Path) -> None:
+    """Write the card of the model in a folder."""
+    about, evaluation = model_card.load(folder)
+    weights = parameters(folder / f"{about['name']}-{about['version']}.weights.h5")
+    (folder / "MODEL_CARD.md").write_text(model_card.render_card(about, evaluation, weights))
+
+
+def publish(staging: Path, models: Path) -> None:
+    """Move a whole release into a folder, then remove what was there of the one before."""
+    models.mkdir(parents=True, exist_ok=True)
+    new = {path.name for path in staging.iterdir()}
+    for name in sorted(new):
+        (staging / name).replace(models / name)
+    for path in [*models.glob("learn2sofi-*"), models / "MODEL_CARD.md"]:
+        if path.name not in new:
+            path.unlink(missing_ok=True)
+
+
+def update_readme(models: Path) -> None:
+    """Write the README's figures, where the folder is the repository's own."""
+    readme = models.parent / "README.md"
+    if readme.exists():
+        _, evaluation = model_card.load(models)
+        model_card.replace_block(readme, "scores", model_card.render_summary(evaluation))
+
+
+def parameters(weights: Path) -> int:
+    """Count the numbers in a Keras weights file."""
+    total = 0
+
+    def add(_: str, item: object) -> None:
+        nonlocal total
+        if isinstance(item, h5py.Dataset):
+            total += item.size
+
+    with h5py.File(weights) as file:
+        file.visititems(add)
+    return total
 
 
 def write_checksums(folder: Path) -> None:
@@ -158,11 +211,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
+    parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
+    parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
+    parser.add_argument("--no-evaluation", action="store_true", help="write no card: for trying")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run ``python -m training release``."""
-    path = write_pair(arguments.run, arguments.version, arguments.models)
-    write_checksums(arguments.models)
-    log.info("%s is written", path)
+    """Run ``python -m training release``: all of it, or nothing."""
+    models = arguments.models.resolve()
+    models.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
+        staging = Path(folder)
+        path = write_pair(arguments.run, arguments.version, staging)
+        if not arguments.no_evaluation:
+            evaluate_pair(path, arguments.evaluation, arguments.measured)
+            write_card(staging)
+        write_checksums(staging)
+        publish(staging, models)
+    if not arguments.no_evaluation:
+        update_readme(models)
+    log.info("%s is written", models / path.name)
     return 0

@@ -16,6 +16,8 @@ from training.forward_model import Stack, simulate
 
 log = logging.getLogger(__name__)
 
+PURPOSE = 3  # second word of the seed: none of the training's, validation's or calibration's stacks
+
 
 def write(stack: Stack, path: Path) -> None:
     """Write frames, (T, H, W) uint16, and beside them the truth, (2H, 2W) float32, as TIFF."""
@@ -43,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
     model = settings_file.load(arguments.settings).forward_model
     arguments.out.mkdir(parents=True, exist_ok=True)
     for number in range(arguments.stacks):
-        rng = np.random.default_rng([arguments.seed, number])
+        rng = np.random.default_rng([arguments.seed, PURPOSE, number])
         stack = simulate(model, arguments.frames, (arguments.size, arguments.size), rng)
         path = arguments.out / f"stack-{number:03d}.tif"
         write(stack, path)

@@ -123,6 +123,12 @@ def puncta(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     return _unit_maximum(grid.histogram(points, rng.lognormal(0, 0.5, len(points))))
 
 
+def beads(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """A few points far apart, of nearly equal brightness: what a PSF is measured on."""
+    points = grid.points(grid.draw_number((60, 900), rng), rng)
+    return _unit_maximum(grid.histogram(points, rng.uniform(0.7, 1, len(points))))
+
+
 def _rod_frame(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
     """Distance of every pixel from a random segment, with the segment's length and radius."""
     y, x = grid.coordinates()
@@ -188,7 +194,7 @@ def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
     """Gaussian random field of unit variance and a correlation length in px, (H, W)."""
     field = ndimage.gaussian_filter(rng.normal(0, 1, grid), correlation, mode="wrap")
-    return field / (field.std() + 1e-12)
+    return (field - field.mean()) / (field.std() + 1e-12)
 
 
 def _texture(grid: Grid, rng: np.random.Generator, depth: float) -> np.ndarray:
@@ -203,6 +209,7 @@ THIN: dict[str, Family] = {
     "filament_bundles": filament_bundles,
     "rings": rings,
     "puncta": puncta,
+    "beads": beads,
 }
 CONTINUOUS: dict[str, Family] = {
     "filled_rods": filled_rods,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import json
 import logging
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from training.example import WINDOW, Example
 from training.loss import log_relative_error
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step
+from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.tensorboard import TensorBoardLog
 
@@ -73,18 +74,6 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text(text)
     beside.replace(path)
-
-
-def git_revision() -> str:
-    """Return the commit of the working tree, with ``+`` where files differ from it."""
-    here = Path(__file__).parent
-    try:
-        describe = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.check_output(
-            describe, cwd=here, text=True, stderr=subprocess.DEVNULL
-        ).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def save_checkpoint(network: Unrolled, path: Path) -> None:
@@ -215,9 +204,11 @@ class Report(keras.callbacks.Callback):
         save_checkpoint(self.model, self.run.checkpoint)
 
 
-def train(settings: TrainingSettings, run: Run) -> None:
+def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> None:
     """Train to the end of the settings' updates, from the last checkpoint where there is one."""
     network = make_network(settings)
+    if initial is not None:
+        initialize(network, run, initial)
     done = load_checkpoint(network, run.checkpoint) if run.checkpoint.exists() else 0
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
@@ -238,10 +229,30 @@ def train(settings: TrainingSettings, run: Run) -> None:
     network.step.save_weights(run.final)
 
 
+def initialize(network: Unrolled, run: Run, initial: Path) -> None:
+    """Begin with the best weights of another run, and write down which.
+
+    Raises
+    ------
+    UserError
+        The other folder holds no weights of this network.
+    """
+    other = Run(initial)
+    try:
+        network.step.load_weights(other.best)
+        about = json.loads(run.about.read_text())
+        checksum = hashlib.sha256(other.best.read_bytes()).hexdigest()
+        about["initial"] = json.loads(other.about.read_text()) | {"weights_sha256": checksum}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{initial} holds no weights of this network: name its run.") from error
+    _write(run.about, json.dumps(about, indent=2))
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training train``."""
     parser.add_argument("--settings", default="base", help="name or TOML file (default: base)")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/SETTINGS)")
+    parser.add_argument("--initial", type=Path, metavar="RUN", help="begin with this run's weights")
 
 
 def keep_memory() -> None:
@@ -265,5 +276,5 @@ def main(arguments: argparse.Namespace) -> int:
     settings = settings_file.load(arguments.settings)
     run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
     run.begin(arguments.settings, settings)
-    train(settings, run)
+    train(settings, run, arguments.initial)
     return 0

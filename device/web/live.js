@@ -3,7 +3,7 @@
 import { gradient, lookup } from "./colour.js";
 import { Panel } from "./panel.js";
 import { LiveSocket } from "./socket.js";
-import { troubleOf, writeStatus, writeTrouble } from "./status.js";
+import { isCameraLost, troubleOf, writeStatus, writeTrouble } from "./status.js";
 
 const STATE_EVERY_MS = 500;
 const SILENCE_MS = 3000;
@@ -17,6 +17,7 @@ let waitingSince_ms = 0;
 let table = lookup("grey");
 let state = null;
 let stateTime_ms = performance.now();
+let resultTime_ms = performance.now(); // when the daemon last had another result, or no frames for one
 let connected = true; // until the socket says otherwise
 let owed = 0; // results received and not yet paid for with credit
 let lastTimestamp = null;
@@ -81,8 +82,9 @@ async function readState() {
 }
 
 function show(news) {
-  state = news;
   stateTime_ms = performance.now();
+  if (news.reconstructions !== state?.reconstructions || isCameraLost(news)) resultTime_ms = stateTime_ms;
+  state = news;
   writeStatus(state, screenRate());
   for (const panel of panels.values()) panel.writeLevels();
   const mode = document.querySelector(`[name=mode][value=${state.mode}]`);
@@ -93,7 +95,7 @@ function showTrouble() {
   const silent = performance.now() - stateTime_ms > SILENCE_MS;
   const empty = [...panels.values()].every((panel) => panel.empty);
   document.body.classList.toggle("stale", !connected || silent);
-  writeTrouble(stage, troubleOf(state, connected && !silent, empty));
+  writeTrouble(stage, troubleOf(state, connected && !silent, empty, (stateTime_ms - resultTime_ms) / 1000));
 }
 
 // --- choices ------------------------------------------------------------------------------------

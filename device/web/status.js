@@ -21,7 +21,8 @@ export function writeStatus(state, fps_screen) {
   write("fps-reconstruction", rate(state.fps_reconstruction));
   write("fps-screen", rate(fps_screen));
   write("latency", `${milliseconds(state.latency_ms.p50)} / ${milliseconds(state.latency_ms.p95)} ms`);
-  write("buffer", `${length}/${capacity}${length < capacity ? " warming" : ""}`, length < capacity);
+  const span = state.span_ms ? ` · ${(state.span_ms / 1000).toFixed(2)} s` : "";
+  write("buffer", `${length}/${capacity}${span}${length < capacity ? " warming" : ""}`, length < capacity);
   write("mode-now", state.mode);
   write("missed", String(state.frames_missed), state.frames_missed > 0);
   write("skipped", String(state.frames_skipped), state.frames_skipped > 0);
@@ -36,23 +37,29 @@ function writeWarnings(warnings) {
   write("warnings", warnings.map(sentence).join(" "), true);
 }
 
-/** Say what stands between the user and a live image, or null. */
-export function troubleOf(state, connected, empty) {
+/** Say what stands between the user and a live image, or null; stalled_s: time without a new result. */
+export function troubleOf(state, connected, empty, stalled_s = 0) {
   if (!connected) return trouble("lost", "Connection lost", empty ? "Trying again." : "This is the last picture that came. Trying again.");
   if (!state) return trouble("wait", "Connecting", "");
   if (state.ended) return trouble("wait", "End of the recording", "This is the last picture.");
   if (isCameraLost(state)) return trouble("lost", "Camera lost", cameraDetail(state));
   if (state.error) return trouble("lost", "Reconstruction failed", sentence(state.error));
   if (empty) return trouble("wait", "Waiting for the first frame", "");
+  if (stalled_s > patience_s(state)) return trouble("lost", "Reconstruction stopped", `Frames go on, but no new picture has come for ${Math.round(stalled_s)} s. This is the last one.`);
   if (state.nothing_to_see) return trouble("empty", "Nothing to see", "The image has no contrast beyond its noise. Check light, shutter and focus.");
   return null;
 }
 
 const trouble = (kind, title, detail) => ({ kind, title, detail });
 
-function isCameraLost({ last_frame_age_s, frame_interval_s, error, uptime_s }) {
+export function isCameraLost({ last_frame_age_s, frame_interval_s, error, uptime_s }) {
   const limit_s = Math.max(PATIENCE_S, INTERVALS * (frame_interval_s ?? 0));
   return (last_frame_age_s ?? (error ? Infinity : uptime_s)) > limit_s;
+}
+
+/** Longest time between results: a large window may rightly take longer than the patience. */
+function patience_s({ frame_interval_s, latency_ms }) {
+  return Math.max(PATIENCE_S, INTERVALS * (frame_interval_s ?? 0), (3 * (latency_ms.p95 ?? 0)) / 1000);
 }
 
 function cameraDetail({ last_frame_age_s, error }) {

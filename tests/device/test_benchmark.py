@@ -1,7 +1,9 @@
 """The benchmark's figures; not its speed."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from device import benchmark as module
@@ -26,8 +28,62 @@ def test_figures_of_both_forms(tmp_path, capsys):
     assert figures["float32_over_int8"] == pytest.approx(ratio, rel=0.1)  # rounding of short times
 
 
-@pytest.mark.parametrize("wrong", [["--size", "8"], ["--threads", "0"], ["--model", "none.tflite"]])
+def test_a_size_that_is_no_multiple_is_padded(capsys):
+    """Mutation: the size is given to the step as it is, which refuses it."""
+    assert cli.main(["benchmark", "--size", "17"]) == 0
+    assert json.loads(capsys.readouterr().out)["size_px"] == [17, 17]
+
+
+class AskingStep:
+    """Declares every input that the device can fill; remembers what it was given."""
+
+    manifest = SimpleNamespace(
+        size_multiple=4,
+        psf_sigma_px=(1.0, 2.0),
+        state={"h": "h_out"},
+        inputs={
+            name: SimpleNamespace(shape=shape)
+            for name, shape in {
+                **dict.fromkeys(("frame", "mean", "previous"), (1, 32, 32, 1)),
+                "psf_sigma_px": (1, 1),
+                "h": (1, 2),
+            }.items()
+        },
+    )
+
+    def resize(self, height, width):
+        self.size = height, width
+
+    def zero_state(self):
+        return {"h": np.zeros((1, 2), np.float32)}
+
+    def run(self, inputs):
+        self.shapes = {name: array.shape for name, array in inputs.items()}
+
+
+def test_every_input_is_filled():
+    """Mutation: only frame and mean, so that a model of another kind ends in a KeyError."""
+    step = AskingStep()
+    module._step_call(step, (17, 21))()
+    image = (1, 20, 24, 1)
+    assert step.size == (20, 24)
+    assert step.shapes == {
+        **dict.fromkeys(("frame", "mean", "previous"), image),
+        "psf_sigma_px": (1, 1),
+        "h": (1, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--size", "8"],
+        ["--threads", "0"],
+        ["--model", "none.tflite"],
+        ["--size", "16", "--json", "no-such-folder/b.json"],
+    ],
+)
 def test_wrong_input_is_one_sentence(wrong, capsys):
-    """Mutation: an unchecked option, which would end in a traceback or in an interpreter's words."""
+    """Mutation: an unchecked option, which would end in a traceback."""
     assert cli.main(["benchmark", *wrong]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1

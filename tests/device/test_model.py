@@ -386,3 +386,13 @@ def test_a_failing_runtime_is_a_sentence(write_model):
     broken.__dict__.update(step.__dict__, _interpreter=Failing())
     with pytest.raises(ModelError, match="out of memory"):
         broken.run({name: np.zeros(1) for name in ("frame", "mean", "h", "c")})
+
+
+def test_an_input_that_does_not_fit_is_a_sentence(write_model):
+    """Mutation: the ValueError of `set_tensor` ends the reconstruction thread."""
+    step = load_step(write_model())
+    step.resize(32, 32)
+    inputs = {name: np.zeros(spec.shape, np.float32) for name, spec in step.manifest.inputs.items()}
+    inputs["frame"] = np.zeros((1, 30, 30, 1), np.float32)
+    with pytest.raises(ModelError, match="failed"):
+        step.run(inputs)

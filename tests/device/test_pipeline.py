@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from device.camera import CameraError, CameraTimeout, EndOfStream, Frame
+from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream, Frame
 from device.model import Manifest, ModelError
 from device.pipeline import Pipeline, backoff_delays_s
-from device.ring_buffer import RingBuffer
+from device.ring_buffer import Sums
 
 INTERVAL_S = 0.01
 PATIENCE_S = 20  # only a test that fails waits so long
@@ -161,7 +161,7 @@ STATE_FIELDS = {
     *("mode", "frames_captured", "frames_processed", "frames_skipped", "frames_discarded"),
     *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
     *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
-    *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation"),
+    *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation", "span_ms"),
 }
 
 
@@ -608,6 +608,41 @@ def test_the_end_waits_for_the_last_frame(rig):
     assert camera.opened == 1
 
 
+def test_a_broken_recording_ends_with_its_error(rig, caplog):
+    """Mutations: it is opened again for ever; its error is lost, or logged again and again."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    camera.put(0, 1, 2)
+    camera.script.put(BrokenRecording("frame 3 cannot be read"))
+    pipeline.start()
+    assert pipeline.wait_ended(PATIENCE_S)
+    state = pipeline.state()
+    assert (state["error"], state["frames_processed"]) == ("frame 3 cannot be read", 3)
+    assert camera.opened == camera.closed == 1
+    assert pipeline.fault() is None
+    assert [record.message for record in caplog.records] == ["camera: frame 3 cannot be read"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("thread", ["camera", "reconstruction"])
+def test_what_nobody_foresaw_is_told_and_ends_it(rig, thread):
+    """Mutation: the thread dies without a word, and who waits for the end waits for ever."""
+    camera, step = ScriptedCamera(), CountingStep()
+    fault = LookupError("of ours")
+    if thread == "reconstruction":
+        step.errors.put(fault)
+        camera.put(0)
+    else:
+        camera.script.put(fault)
+    pipeline = rig(camera=camera, step=step)
+    pipeline.start()
+    assert pipeline.wait_ended(PATIENCE_S)
+    expected = f"the {thread} thread failed (LookupError: of ours)"
+    assert pipeline.fault() == pipeline.state()["error"] == expected
+    assert pipeline.stop()
+    assert camera.closed == 1
+
+
 def test_a_pipeline_starts_once(rig):
     """Mutation: two threads on one camera."""
     pipeline = rig()
@@ -648,8 +683,14 @@ def test_the_views_show_the_buffer(rig):
 def test_the_deviation_is_computed_once_and_only_for_who_looks(rig, monkeypatch):
     """Mutation: computed for every frame, or for every look."""
     calls = []
-    std = RingBuffer.std
-    monkeypatch.setattr(RingBuffer, "std", lambda self: (calls.append(1), std(self))[1])
+    std = Sums.std
+
+    def counted(sums: Sums) -> np.ndarray:
+        if sums.total.shape == camera.shape:  # not the few pixels that the noise is judged by
+            calls.append(1)
+        return std(sums)
+
+    monkeypatch.setattr(Sums, "std", counted)
     camera = ScriptedCamera()
     pipeline = rig(camera=camera)
     pipeline.start()
@@ -662,6 +703,27 @@ def test_the_deviation_is_computed_once_and_only_for_who_looks(rig, monkeypatch)
     camera.put(2, start_index=2)
     _processed(pipeline, 3)
     assert pipeline.latest("std").index == 2
+
+
+def test_the_deviation_is_computed_outside_the_lock(rig, monkeypatch):
+    """Mutation: under it, so that the camera's thread and the event loop wait for who looks."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    free = []
+    std = Sums.std
+
+    def watched(sums: Sums) -> np.ndarray:
+        reader = threading.Thread(target=lambda: free.append(pipeline.state()), daemon=True)
+        reader.start()
+        reader.join(1.0)  # in vain, where the lock is held
+        assert free
+        return std(sums)
+
+    monkeypatch.setattr(Sums, "std", watched)
+    assert pipeline.latest("std") is not None
 
 
 def test_there_is_no_reconstruction_of_one_frame(rig):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from device.camera import CameraError, CameraTimeout, EndOfStream
+from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream
 from device.replay import BUFFER_S, ReplayCamera
 
 T = 5
@@ -176,18 +176,42 @@ def test_a_missing_stack_is_a_camera_error(tmp_path):
         ReplayCamera(tmp_path / "no.tif", FPS).open()
 
 
-def test_nan_is_a_camera_error_when_met(tmp_path, clock):
-    """Mutation: StackError escapes from `read`."""
+@pytest.mark.parametrize("bad", [0, 2])
+def test_nan_is_delivered_like_any_frame(tmp_path, clock, bad):
+    """Mutation: it fails at the frame, or at opening; who reads is to judge and to count it."""
     frames = np.zeros((5, 16, 16), np.float32)
-    frames[2, 3, 3] = np.nan
+    frames[bad, 3, 3] = np.nan
     tifffile.imwrite(tmp_path / "a.tif", frames)
     camera = ReplayCamera(tmp_path / "a.tif", FPS, clock=clock, wait=clock.wait)
     camera.open()
+    finite = [bool(np.isfinite(camera.read(1.0).array).all()) for _ in range(5)]
+    assert finite == [index != bad for index in range(5)]
+    camera.close()
+
+
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_frame_that_cannot_be_decoded_is_the_end(tmp_path, clock, loop):
+    """Mutation: a CameraError, after which the stack is opened again, up to here, for ever."""
+    path = damaged(tmp_path / "a.tif", bad=2)
+    camera = ReplayCamera(path, FPS, loop, clock=clock, wait=clock.wait)
+    camera.open()
     camera.read(1.0)
     camera.read(1.0)
-    with pytest.raises(CameraError, match="frame 2 holds NaN"):
+    with pytest.raises(BrokenRecording, match="frame 2"):
         camera.read(1.0)
     camera.close()
+
+
+def damaged(path, bad):
+    """Write a compressed stack of five frames, of which one is no deflate stream."""
+    tifffile.imwrite(path, np.zeros((5, 16, 16), np.uint16), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[bad]
+        offset, length = page.dataoffsets[0], page.databytecounts[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + length] = b"\xff" * length
+    path.write_bytes(content)
+    return path
 
 
 def test_the_name_is_what_the_user_gave(stack):

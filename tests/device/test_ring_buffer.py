@@ -65,6 +65,29 @@ def test_float_sums_forget_what_left():
     np.testing.assert_array_equal(buffer.std(), 0.25)
 
 
+def test_every_push_renews_its_share():
+    """Mutations: all rows at once (a push that holds up everybody), or a row left out for ever."""
+    shape = (10, 3)  # no multiple of the capacity
+    buffer = RingBuffer(4, shape, np.float32)
+    flash, dark, bright = (np.full(shape, value, np.float32) for value in (1e12, 0.25, 0.75))
+    for array in (flash, dark, bright, dark):
+        buffer.push(Frame(array, 0, 0))
+    renewed = []
+    for array in (bright, dark, bright, dark):
+        buffer.push(Frame(array, 0, 0))
+        renewed.append(int((buffer.std() == 0.25).all(axis=1).sum()))
+    assert renewed == [2, 5, 7, 10]
+
+
+def test_a_copy_of_the_sums_stays_as_it_is():
+    """Mutation: the sums themselves are handed out, and change under who computes with them."""
+    frames = _frames(3, "uint16")
+    buffer = _filled(frames[:2], 2)
+    sums, expected = buffer.sums(), buffer.std()
+    buffer.push(frames[2])
+    np.testing.assert_array_equal(sums.std(), expected)
+
+
 def test_the_mean_is_kept_and_nobody_can_change_it():
     """Mutation: the kept mean is not dropped at the next push, or is handed out writable."""
     frames = _frames(2, "uint16")
@@ -124,6 +147,13 @@ def test_the_standard_error_is_that_of_the_mean():
         buffer.push(Frame(array, index, index))
     # 256 pixels of 29 degrees of freedom: the median of the std is known to 1 %; 5 % is 4 sigma.
     assert buffer.standard_error() == pytest.approx(20 / np.sqrt(30), rel=0.05)
+
+
+def test_the_standard_error_of_two_frames():
+    """Mutation: the std by n over the root of n, which is 0.71 of it; at n = 30 nobody notices."""
+    low, high = (Frame(np.full(SHAPE, value, np.uint16), value, value) for value in (4, 6))
+    # The sample's deviation is sqrt(2), and that of the mean of two is 1: exactly, in halves.
+    assert _filled([low, high], 30).standard_error() == 1.0
 
 
 def test_gaps_and_span_come_from_timestamps():

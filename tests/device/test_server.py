@@ -22,10 +22,12 @@ import tifffile
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.websockets import WebSocketDisconnect
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from device.camera import CameraTimeout, Frame
 from device.errors import UserError
+from device.feed import Feed, FeedClosed
 from device.images import code_uint16, live_message
 from device.model import Manifest
 from device.pipeline import Pipeline, View
@@ -142,7 +144,7 @@ def scope():
 
 @pytest.fixture
 def client(scope):
-    with TestClient(create_app(scope.pipeline)) as client:
+    with TestClient(create_app(scope.pipeline, "testserver")) as client:
         yield client
 
 
@@ -225,6 +227,8 @@ def test_png_tells_its_scale(scope, client):
     truth = scope.pipeline.latest("reconstruction").array
     np.testing.assert_allclose(values, truth, atol=0.01)  # range about 100: a step is 0.0015
     assert chunks["unit"] == "ADU above background"
+    told = {key: answer.headers[f"learn2sofi-{key}"] for key in ("scale", "offset", "unit")}
+    assert told == chunks
 
 
 def png_texts(content):
@@ -254,6 +258,20 @@ def test_tiff_is_float32_and_knows_its_origin(scope, client, view):
     assert about["mode"] == "stream"
 
 
+def test_tiff_of_a_reconstruction_tells_how_it_was_made(scope, client):
+    """Catches: the scaling dropped on the way; the daemon's mode of now instead of the image's."""
+    scope.frames(4)
+    scope.pipeline.set_mode("window")  # from the next frame on
+    with tifffile.TiffFile(io.BytesIO(client.get("/snapshot.tif").content)) as tif:
+        about = tif.shaped_metadata[0]
+    assert (about["mode"], about["warming"], about["gaps"]) == ("stream", True, 0)
+    assert about["span_ms"] == pytest.approx(60)  # four frames, 20 ms apart
+    assert client.get("/api/state").json()["span_ms"] == pytest.approx(60)
+    assert about["background"] == pytest.approx(60, abs=3)  # the dim ground; the spot is far
+    assert 30 < about["scale"] < 150  # the spot, which moves, so that its mean is lower
+    assert about["model"]["sha256"] == "ab" * 32
+
+
 def test_unknown_view_is_refused(client):
     """Catches: handing any string on to the pipeline (500)."""
     assert client.get("/snapshot.png?view=phase").status_code == 422
@@ -268,7 +286,7 @@ def test_a_replayed_stack_arrives_exactly(tmp_path):
     tifffile.imwrite(tmp_path / "spots.tif", stack)
     pipeline = Pipeline(ReplayCamera(tmp_path / "spots.tif", fps=100), EnlargingStep())
     with (
-        TestClient(create_app(pipeline)) as client,
+        TestClient(create_app(pipeline, "testserver")) as client,
         client.websocket_connect("/live?view=raw") as live,
     ):
         live.send_json({"credit": 4})
@@ -344,15 +362,39 @@ def test_at_most_four_results_are_outstanding(scope, client):
     assert [stamp // 20_000_000 for stamp in stamps] == [1, 2, 3, 4, 7]
 
 
-@pytest.mark.parametrize("text", ["more", "[]", '{"credit": -1}', '{"credit": true}', "{}"])
+NONSENSE = ["more", "[]", '{"credit": -1}', '{"credit": true}', "{}", "[" * 100_000]
+
+
+@pytest.mark.parametrize("text", NONSENSE, ids=lambda text: text[:20])
 def test_what_cannot_be_understood_ends_the_connection_with_a_sentence(client, text):
-    """Catches: a server task that dies with a traceback, or a negative credit that is taken."""
+    """Catches: a server task that dies with a traceback (JSON nested beyond measure is a
+    RecursionError, no ValueError), or a negative credit that is taken."""
     with client.websocket_connect("/live") as live:
         live.send_text(text)
         with pytest.raises(WebSocketDisconnect) as ended:
             live.receive_bytes()
     assert ended.value.code == 1008
     assert "credit" in ended.value.reason
+
+
+def test_a_sender_that_fails_ends_the_connection(scope, client, monkeypatch, caplog):
+    """Catches: a client that waits for ever at an open connection; a fault without its traceback.
+
+    Its credit comes last: nothing that the client does later could wake the server.
+    """
+
+    def broken(view):
+        raise ValueError("cannot be encoded")
+
+    monkeypatch.setattr("device.feed.live_message", broken)
+    scope.frames(2)
+    with client.websocket_connect("/live?view=raw") as live:
+        live.send_json({"credit": 1})
+        with pytest.raises(WebSocketDisconnect) as ended:
+            live.receive_bytes()
+    assert ended.value.code == 1011
+    assert "log" in ended.value.reason
+    assert "cannot be encoded" in caplog.text
 
 
 def test_unknown_live_view_is_named_as_the_reason(client):
@@ -394,6 +436,31 @@ def test_pages_of_another_site_are_refused(scope, client):
         pass
     own = {"origin": "http://testserver"}
     assert client.post("/api/reset", headers=own).status_code == 204
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost:8000", "127.0.0.1", "192.168.1.5:80", "[::1]:8000", "LOCALHOST.", "pi.lab"]
+)
+def test_own_names_and_numeric_addresses_are_answered(scope, host):
+    """Catches: a port or brackets taken for the name; --host 0.0.0.0 that nobody can open."""
+    client = TestClient(create_app(scope.pipeline, "pi.lab"))
+    assert client.get("/docs", headers={"host": host}).status_code == 200
+    own = {"host": f"{socket.gethostname()}.local"}
+    assert client.get("/docs", headers=own).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8000", "[::1", "1.2.3"])
+def test_a_name_that_is_not_ours_is_refused(scope, client, host):
+    """Catches: DNS rebinding, where another site's name points here and the origin fits it."""
+    headers = {"host": host, "origin": f"http://{host}"}
+    for path in ("/", "/api/state", "/snapshot.png"):
+        answer = client.get(path, headers=headers)
+        assert answer.status_code == 400
+        assert "localhost" in answer.text and "--host" in answer.text
+    assert client.post("/api/reset", headers=headers).status_code == 400
+    refused = pytest.raises(WebSocketDisconnect)  # its subclass for answers before the handshake
+    with refused, client.websocket_connect("/live", headers=headers):
+        pass
 
 
 # --- state and controls --------------------------------------------------------------------------
@@ -467,12 +534,23 @@ def test_the_page_needs_nothing_from_elsewhere(client):
     page = client.get("/")
     assert page.headers["cache-control"] == "no-cache"
     names = ["style.css", "live.js", "panel.js", "contrast.js", "colour.js", "socket.js"]
-    for name in [*names, "status.js", "icon.svg"]:
+    for name in [*names, "status.js", "icon.svg", "docs", "docs.js"]:
         file = client.get(f"/{name}")
         assert file.status_code == 200
         text = file.text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text and "https://" not in text and "@import" not in text
     assert "//" not in page.text.replace("<!doctype html>", "")
+
+
+def test_the_api_is_described_in_words(client):
+    """Catches: summaries made of the functions' names (" Mjpeg"), an answer left undescribed."""
+    paths = client.get("/openapi.json").json()["paths"]
+    told = {(path, method): way for path in paths for method, way in paths[path].items()}
+    assert {("/mjpeg", "get"), ("/api/controls", "post"), ("/healthz", "get")} <= told.keys()
+    for way in told.values():
+        assert way["summary"] == way["summary"].strip() and way["description"]
+    assert told["/api/controls", "post"]["summary"] == "Change the controls"
+    assert "docs.js" in client.get("/docs").text
 
 
 # --- the server itself ---------------------------------------------------------------------------
@@ -590,7 +668,7 @@ def test_a_client_that_does_not_read_does_not_keep_the_server():
     assert ready.wait(20)
     port = int(address[0].rstrip("/").rsplit(":")[-1])
     with socket.create_connection(("127.0.0.1", port)) as client:
-        client.sendall(b"GET /mjpeg?view=raw HTTP/1.1\r\nHost: here\r\n\r\n")
+        client.sendall(b"GET /mjpeg?view=raw HTTP/1.1\r\nHost: localhost\r\n\r\n")
         wait_until(lambda: stalled(pipeline), "a full connection")
         stop.set()
         thread.join(20)
@@ -614,6 +692,30 @@ def test_a_client_that_left_leaves_nothing_behind(scope, served):
             live.send('{"credit": 4}')
             live.recv(timeout=20)
     assert len(scope.pipeline._callbacks) == 1  # the feed's own, however many clients there were
+
+
+def test_a_message_too_long_ends_the_connection(served):
+    """Catches: megabytes read into memory to be told that they are no credit."""
+    address, _, _ = served
+    with connect(address.replace("http", "ws") + "live") as live:
+        live.send("[" * 100_000)
+        with pytest.raises(ConnectionClosed):
+            live.recv(timeout=20)
+        assert live.close_code == 1009
+
+
+def test_images_are_fetched_beside_the_event_loop():
+    """Catches: the standard deviation of large frames computed where all clients wait for it."""
+    threads = []
+
+    class Source:
+        def latest(self, name):
+            threads.append(threading.get_ident())
+            return View(name, np.zeros((2, 2)), 1, 1, 1, 1)
+
+    views = asyncio.run(Feed(Source()).latest(["std", "mean"]))
+    assert [view.view for view in views] == ["std", "mean"]
+    assert len(threads) == 2 and threading.get_ident() not in threads
 
 
 def test_signals_end_the_process_in_order():
@@ -643,7 +745,6 @@ def test_signals_end_the_process_in_order():
 
 def test_waiting_for_news_passes_over_the_old():
     """Catches: a client that is served every result one after another and falls behind."""
-    from device.feed import Feed, FeedClosed
 
     class Source:
         def subscribe(self, callback):

@@ -289,6 +289,22 @@ def test_colour_is_weighted_as_bt709_has_it():
     np.testing.assert_allclose(linear_luma(bgr), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("percent", [50, 95])
+def test_a_cut_video_is_refused(tmp_path, percent):
+    """Mutation: what is left of it is a shorter video. (Whole ones: the tests above.)"""
+    path, rng = tmp_path / "a.avi", np.random.default_rng(0)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 48), False)
+    for _ in range(20):
+        writer.write(rng.integers(0, 255, (48, 64)).astype(np.uint8))
+    writer.release()
+    os.truncate(path, path.stat().st_size * percent // 100)
+    with open_stack(path) as stack:
+        with pytest.raises(StackError, match="cut short.*expected 20 frames"):
+            _ = stack.shape
+        with pytest.raises(StackError, match="cut short.*expected 20 frames"):
+            list(stack)
+
+
 def test_a_video_that_is_none(tmp_path):
     """Mutation: an unreadable video has no frames and is 'a single frame'."""
     (tmp_path / "a.mp4").write_bytes(b"not a video" * 100)

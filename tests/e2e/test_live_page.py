@@ -201,6 +201,27 @@ def test_a_lost_connection_is_said_over_the_last_picture(daemon, page):
     screenshot(page, "connection-lost")
 
 
+def test_a_reconstruction_that_stopped_is_said_over_the_last_picture(page):
+    """Catches: a picture that stands still under live numbers, since frames still come.
+
+    The daemon's answers are made to stand still; what the page makes of them is real.
+    """
+    wait_until(lambda: trouble(page) is False, "no trouble")
+    page.execute_script(
+        """
+        const ask = window.fetch;
+        window.fetch = async (...what) => {
+          const answer = await ask(...what);
+          if (what[0] !== "api/state") return answer;
+          return Response.json({...(await answer.json()), reconstructions: 7});
+        };
+        """
+    )
+    wait_until(lambda: trouble(page) == "Reconstruction stopped", "the words")
+    assert np.ptp(pixels(page, "reconstruction")) > 150
+    assert errors(page) == []
+
+
 def test_a_phone_needs_no_sideways_scrolling(page):
     """Catches: a fixed width anywhere on the page."""
     page.set_window_size(500, 900)  # the narrowest that the browser allows

@@ -12,16 +12,15 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 from training import quantize
+from training import settings as settings_file
 from training.example import Example, make_example
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, Step, Unrolled, build_step
-from training.settings import TrainingSettings
 
 SIZE = quantize.SIZE_PX
 FRAMES = 30
-SETTINGS = TrainingSettings(
-    network=NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
-)
+NETWORK = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
 Series = dict[str, np.ndarray]
 """Of each output of the step its value at every frame, (T, ...)."""
 
@@ -133,7 +132,8 @@ def test_the_int8_file_is_near_the_float_file_at_every_step(
 
     Relative to the signal's own root mean square. Measured: 0.044 for the image and 0.07 to 0.08
     for the cell, whose random weights add up the roundings of frame, products and state; the bounds
-    are two to three times that either way. Float has 1e-6, calibration on zero states 0.17 and 0.59.
+    are two to three times that either way. Float has 1e-6; calibrated on zero states it is 0.17
+    and 0.59.
     """
     error = rms(by_int8[name] - by_float[name]) / rms(by_float[name])  # (T,)
     assert low < error.min()

@@ -15,6 +15,7 @@ updates = 8
 epoch_updates = 2
 learning_rate = 2e-3
 warmup_updates = 2
+clip_norm = 1.0
 
 [network]
 filters = 4

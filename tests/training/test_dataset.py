@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 
 from training import dataset, quantize
+from training import settings as settings_file
 from training.dataset import DatasetSettings, TrainingStream, plan, validation_set
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, build_step
-from training.settings import TrainingSettings
 
 MODEL = ForwardModelSettings()
 SMALL = DatasetSettings(
@@ -121,7 +121,7 @@ def test_training_validation_and_calibration_never_share_a_specimen(
     monkeypatch.setattr(quantize, "make_example", recorded("calibration"))
     step = build_step(NetworkSettings(filters=1, products=1, head_filters=4, head_layers=0), 16, 16)
     monkeypatch.setattr(quantize, "trajectory", lambda *_: iter(()))
-    list(quantize.representative_set(step, TrainingSettings(seed=1), 200))
+    list(quantize.representative_set(step, settings_file.load("base"), 200))
 
     states = {
         split: {tuple(np.random.SeedSequence(seed).generate_state(4)) for seed in keys}

@@ -14,9 +14,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
 from training import quantize
+from training import settings as settings_file
 from training.__main__ import main
 from training.network import NetworkSettings, Step, build_step
-from training.settings import TrainingSettings
 
 
 def int8_of(function: Callable[[tf.Tensor], tf.Tensor]) -> bytes:
@@ -143,7 +143,7 @@ def test_calibration_sees_windows_and_streams_clipped(step: Step) -> None:
 
     Of a stream of 60 frames and a window of 30 ten and eight frames are taken.
     """
-    settings = TrainingSettings()
+    settings = settings_file.load("base")
     seen = list(quantize.representative_set(step, settings, 2))
     assert len(seen) == 10 + 8
     first_of_window = seen[10]

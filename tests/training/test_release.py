@@ -5,18 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from device.model import embedded_manifest, load_step
+from training import frozen
 from training.__main__ import main
+from training.evaluate import Score, summarized
+from training.model_card import condensed, render_card
+from training.release import manifest
 from training.settings import TrainingSettings
 
 
 def release(run: Path, version: str, folder: Path) -> int:
-    return main(["release", "--run", str(run), "--version", version, "--models", str(folder)])
+    """Without the evaluation on the frozen stacks, which takes minutes and has tests of its own."""
+    options = ["--run", str(run), "--version", version, "--models", str(folder)]
+    return main(["release", *options, "--no-evaluation"])
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,8 @@ def models(quantized_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A folder that held version 0.0.9 before 0.1.0 was released into it."""
     folder = tmp_path_factory.mktemp("release") / "models"
     assert release(quantized_run, "0.0.9", folder) == 0
-    (folder / "MODEL_CARD.md").write_text("written by another command")
+    (folder / "MODEL_CARD.md").write_text("of 0.0.9")
+    (folder / "notes.txt").write_text("the user's own")
     assert release(quantized_run, "0.1.0", folder) == 0
     return folder
 
@@ -32,14 +40,46 @@ def models(quantized_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
     """Catches two models in one folder, and a release that cleans too well."""
     assert sorted(path.name for path in models.iterdir()) == [
-        "MODEL_CARD.md",
         "SHA256SUMS",
         "learn2sofi-0.1.0-float32.tflite",
         "learn2sofi-0.1.0-int8.tflite",
         "learn2sofi-0.1.0.json",
         "learn2sofi-0.1.0.settings.json",
         "learn2sofi-0.1.0.weights.h5",
+        "notes.txt",
     ]
+    assert not list(models.parent.glob(".models-*"))  # where it was put together
+
+
+@pytest.mark.parametrize("weights", ["best", "final"])
+def test_a_card_can_be_written_of_every_release(
+    weights: str, quantized_run: Path, tmp_path: Path
+) -> None:
+    """Catches a field of the run that the card does not know, or wants and does not find."""
+    run = tmp_path / "run"
+    shutil.copytree(quantized_run, run)
+    about = json.loads((run / "quantized.json").read_text())
+    (run / "quantized.json").write_text(json.dumps(about | {"weights": weights}))
+    content = manifest(run, "0.1.0")
+    files = {form: {"file": f"m-{form}.tflite", "bytes": 1234} for form in ("int8", "float32")}
+    methods = ["mean (bicubic)", "m-float32, window", "m-int8, window"]
+    recipe = frozen.recipes()[0]
+    scores = [Score(recipe.stack_id, name, 20.0 + k, 0.5, 0.1) for k, name in enumerate(methods)]
+    evaluation = condensed(
+        {
+            "generator": "g",
+            "frozen_version": 1,
+            "models": {"m-float32": "aa", "m-int8": "bb"},
+            "stacks": [],
+            "rows": [asdict(row) for row in summarized(scores, [recipe])],
+            "scores": [asdict(score) for score in scores],
+        },
+        None,
+    )
+    card = render_card(content | {"files": files}, evaluation, 39080)
+    assert "39,080" in card
+    assert "| window | +1.000 | +1.000 |" in card
+    assert ("the best of all validations" in card) == (weights == "best")
 
 
 @pytest.mark.parametrize("form", ["int8", "float32"])

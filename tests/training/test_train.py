@@ -16,6 +16,7 @@ from training import train
 from training.dataset import TrainingStream
 from training.network import build_step
 from training.quantize import load_step
+from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.train import Run
 
@@ -44,7 +45,7 @@ def test_a_run_leaves_all_that_says_how_it_came_about(tiny_run: Path, tiny_setti
     assert about["command"].startswith("python -m training ")
     assert about["settings_given"] == str(tiny_settings)
     assert about["seed"] == 3
-    assert about["git_revision"] == train.git_revision()
+    assert about["git_revision"] == git_revision()
     assert about["backend"] == keras.backend.backend()
     assert not list(tiny_run.glob("*.tmp*"))
 

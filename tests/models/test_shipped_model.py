@@ -1,0 +1,128 @@
+"""The model in models/: its figures are its own, and it puts things where they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from scipy.special import erf
+
+from device import cli
+from device.model import MODELS_DIR, load_step
+from device.reconstructor import reconstruct_window
+from training import frozen, metrics, model_card, release
+from training.evaluate import REFERENCE
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return model_card.load(MODELS_DIR)
+
+
+@pytest.fixture(scope="module")
+def steps(documents):
+    files = documents[0]["files"]
+    return {form: load_step(MODELS_DIR / entry["file"]) for form, entry in files.items()}
+
+
+def gains(evaluation, method, kind):
+    """Difference to the bicubic mean on each stack of a kind, dB."""
+    mine, mean = evaluation["psnr_db"][method], evaluation["psnr_db"][REFERENCE]
+    return [
+        mine[str(r.stack_id)] - mean[str(r.stack_id)] for r in frozen.recipes() if r.kind == kind
+    ]
+
+
+def test_the_evaluation_is_of_these_files(documents, steps):
+    """Mutation: a model replaced without `release`."""
+    assert documents[1]["models"] == {step.name: step.sha256 for step in steps.values()}
+    assert documents[1]["frozen_version"] == frozen.VERSION
+
+
+def test_card_and_readme_say_what_was_measured(documents):
+    """Mutation: a figure typed by hand."""
+    manifest, evaluation = documents
+    weights = release.parameters(MODELS_DIR / f"learn2sofi-{manifest['version']}.weights.h5")
+    card = (MODELS_DIR / "MODEL_CARD.md").read_text()
+    assert card == model_card.render_card(manifest, evaluation, weights)
+    assert model_card.render_summary(evaluation) in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stack_id", [2, 17, 36])
+def test_the_scores_can_be_had_again(documents, steps, stack_id):
+    """Mutation: scores of another model, of other stacks, or an inference that has changed.
+
+    0.05 dB is room for another processor's int8 kernels; a wrong zero point or a frame left out
+    costs more.
+    """
+    stack = frozen.generate(frozen.recipes()[stack_id])
+    for step in steps.values():
+        image = reconstruct_window(step, stack.frames).image
+        recorded = documents[1]["psnr_db"][f"{step.name}, window"][str(stack_id)]
+        assert metrics.psnr_db(image, stack.target) == pytest.approx(recorded, abs=0.05)
+
+
+@pytest.mark.parametrize("mode", ["window", "stream 30", "stream 120"])
+def test_it_beats_the_mean(documents, steps, mode):
+    """What the first light had to show; the recorded scores are checked above."""
+    for step in steps.values():
+        method = f"{step.name}, {mode}"
+        assert np.mean(gains(documents[1], method, "thin")) >= 1.0
+        assert np.mean(gains(documents[1], method, "continuous")) >= 0.0
+
+
+def test_int8_is_near_float32(documents):
+    """Mean over all stacks within 0.3 dB, in either direction."""
+    losses = model_card.int8_losses(documents[1])
+    assert set(losses) == {"window", "stream 30", "stream 120"}
+    assert all(abs(mean) <= 0.3 for mean, _ in losses.values())
+
+
+def emitter_stack(y, x, rng):
+    """Thirty frames of one emitter at input coordinates (y, x) that fluctuates, (30, 32, 40)."""
+    edges = [np.arange(n + 1) - 0.5 for n in (32, 40)]
+    rows, columns = (
+        np.diff(erf((edge - centre) / (np.sqrt(2) * 1.3))) / 2
+        for edge, centre in zip(edges, (y, x), strict=True)
+    )
+    spot = rows[:, None] * columns[None, :]
+    brightness = rng.uniform(2000, 8000, 30)
+    return rng.poisson(100 + brightness[:, None, None] * spot).astype(np.uint16)
+
+
+def centroid(image, around):
+    """Centre of mass of what rises above a tenth of the peak, within 4 px of a place."""
+    cut = tuple(slice(round(p) - 4, round(p) + 5) for p in around)
+    part = np.clip(image[cut] - 0.1 * image[cut].max(), 0, None)
+    return [(part.sum(1 - a) * np.r_[cut[a]]).sum() / part.sum() for a in (0, 1)]
+
+
+@pytest.mark.parametrize("mode", ["window", "stream"])
+@pytest.mark.parametrize("y, x", [(15.0, 20.0), (12.5, 17.5), (16.25, 21.0), (14.1, 24.7)])
+def test_an_emitter_is_where_the_contract_says(tmp_path, mode, y, x):
+    """Output pixel j lies at input (j + 0.5) / 2 - 0.5: through file, command and network.
+
+    Mutations: rows and columns swapped, a crop off by one, `[::2]` instead of area binning (half
+    an output pixel). The contract allows 0.1 output px.
+    """
+    source, target = tmp_path / "in.tif", tmp_path / "out.tif"
+    tifffile.imwrite(
+        source, emitter_stack(y, x, np.random.default_rng(3)), photometric="minisblack"
+    )
+    assert cli.main(["reconstruct", str(source), str(target), "--mode", mode]) == 0
+    image = tifffile.imread(target).reshape(-1, 64, 80)[-1]
+    expected = [2 * (p + 0.5) - 0.5 for p in (y, x)]
+    np.testing.assert_allclose(centroid(image, expected), expected, atol=0.1)
+
+
+def test_the_embedded_training_record_names_what_made_it(documents):
+    """Mutation: a release of a run without its record."""
+    about = documents[0]["training"]
+    assert about["command"].startswith("python -m training train")
+    assert not about["git_revision"].endswith("+")  # a clean checkout, so that it can be had again
+    settings = MODELS_DIR / f"learn2sofi-{documents[0]['version']}.settings.json"
+    assert about["settings_sha256"] == release.sha256(settings)
+    assert json.loads(settings.read_text())["seed"] == about["seed"]

@@ -1,0 +1,43 @@
+"""The card's figures are computed, and blocks are replaced in place."""
+
+from pathlib import Path
+
+import pytest
+
+from training.model_card import int8_losses, replace_block
+
+
+def test_int8_losses_compare_stack_by_stack() -> None:
+    """Mutations: the worst taken for the best, the sign turned, modes mixed up."""
+    evaluation = {
+        "psnr_db": {
+            "m-float32, window": {"0": 30.0, "1": 20.0},
+            "m-int8, window": {"0": 29.5, "1": 20.1},
+            "m-float32, stream 30": {"0": 10.0, "1": 10.0},
+            "m-int8, stream 30": {"0": 10.0, "1": 9.0},
+            "mean (bicubic)": {"0": 1.0, "1": 2.0},
+        }
+    }
+    losses = int8_losses(evaluation)
+    assert losses["window"] == pytest.approx((-0.2, -0.5))
+    assert losses["stream 30"] == pytest.approx((-0.5, -1.0))
+    assert len(losses) == 2
+
+
+def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    """Mutations: the markers lost (a second run would fail), text around them taken along."""
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- scores: by a command -->\nold\n<!-- /scores -->\nafter\n")
+    for text in ("first \\1\n", "second\n"):  # a backslash is not a group of the pattern
+        replace_block(page, "scores", text)
+        assert page.read_text() == (
+            f"before\n<!-- scores: by a command -->\n{text}<!-- /scores -->\nafter\n"
+        )
+
+
+def test_a_page_without_the_block_is_refused(tmp_path: Path) -> None:
+    """Mutation: figures silently written nowhere."""
+    page = tmp_path / "README.md"
+    page.write_text("no block\n")
+    with pytest.raises(ValueError, match="no block scores"):
+        replace_block(page, "scores", "x\n")

@@ -1,0 +1,218 @@
+"""The model card and the README's figures, written from what was measured.
+
+Nothing here is typed by hand: the tables come from ``models/learn2sofi-VERSION.evaluation.json``,
+which `training.release` wrote, and a test renders the card again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.evaluate import REFERENCE, Row, markdown
+
+SHOWN = (REFERENCE, "standard deviation", "SOFI-2 linearized", "RL blind, 20", "RL blind, 80")
+KINDS = ("thin", "continuous")
+
+CARD = """\
+# {name} {version}
+
+A recurrent step that turns a stream of camera frames of a fluctuating fluorescent sample into an
+image at twice the sampling. Every figure here was written by
+
+    python -m training release --run RUN --version {version}
+
+on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
+
+## What it is
+
+| | |
+|---|---|
+| Files | {files} |
+| Parameters | {parameters}, in `learn2sofi-{version}.weights.h5` |
+| Input | frame and mean image, normalized as the manifest says; state `h` and `c` |
+| Output | image at twice the sampling; times the scale it is in ADU above background |
+| Frames | a window of {frames}, or a stream without end |
+| PSF it was trained for | sigma {sigma} camera px |
+
+## How good it is
+
+Mean PSNR in dB over the stacks of each group, as the contract defines it (affine-fitted); number of
+stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
+RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
+stack's true PSF, which no other method is told. *stream 120* has seen 120 frames of the stack, all
+others its first 30.
+
+{table}
+### int8 against float32
+
+| mode | mean difference, dB | worst stack, dB |
+|---|---:|---:|
+{int8}
+{measured}
+## Where not to trust it
+
+- It is a regression to the mean of what it was trained on: where the frames hold no evidence it
+  smooths; it may also sharpen what is not there. Compare with the mean image, which the live page
+  shows beside it.
+- The blind deconvolution in the table is the bar for a single image. Where the network is below it,
+  the network adds nothing there but its speed.
+- How much of its gain comes from the fluctuation, and how much from deconvolving the mean, has not
+  been measured for this version.
+- *Unseen* groups are specimen families that training never showed; they are the honest guess for
+  a new sample.
+- PSF widths outside the range above, moving specimens, saturated or compressed frames: not trained,
+  not measured.
+
+## Where it comes from
+
+| | |
+|---|---|
+| Command | `{command}` |
+| Revision | `{git_revision}` |
+| Seed | {seed} |
+| Settings | `learn2sofi-{version}.settings.json`, SHA-256 of the run's `{settings_sha256:.16}...` |
+| Conversion | revision `{conversion_git_revision}`, calibrated on {calibration_stacks} simulated stacks |
+| Weights | {chosen} |
+| Data | simulated without end by `training/forward_model.py`; no measured images |
+| Licence | MIT |
+"""  # noqa: E501 - lines of a Markdown table cannot be broken
+
+
+def condensed(frozen: Mapping[str, Any], measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Bring `evaluate`'s files to what the card needs and the repository keeps.
+
+    Parameters
+    ----------
+    frozen : mapping
+        Content of ``frozen.json``.
+    measured : mapping or None
+        Content of ``measured.json``, where a measured stack was judged too.
+    """
+    psnr: dict[str, dict[str, float]] = {}
+    for score in frozen["scores"]:
+        psnr.setdefault(score["method"], {})[str(score["stack_id"])] = round(score["psnr_db"], 3)
+    rows = [{k: _rounded(v) for k, v in row.items()} for row in frozen["rows"]]
+    kept = {key: frozen[key] for key in ("generator", "frozen_version", "models", "stacks")}
+    kept |= {"rows": rows, "psnr_db": psnr}
+    if measured is not None:
+        names = ("file", "sha256", "frames", "models", "scores")
+        kept["measured"] = {key: measured[key] for key in names}
+    return kept
+
+
+def _rounded(value: object) -> object:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def rows_of(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of the table: some baselines and every form of the model."""
+    ours = tuple(evaluation["models"])
+    rows = [Row(**row) for row in evaluation["rows"]]
+    return [r for r in rows if r.method in SHOWN or "true" in r.method or r.method.startswith(ours)]
+
+
+def int8_losses(evaluation: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Mode to the mean and the worst difference of int8 to float32 over all stacks, dB."""
+    psnr = evaluation["psnr_db"]
+    losses = {}
+    for method in psnr:
+        if "-int8" not in method:
+            continue
+        twin = psnr[method.replace("-int8", "-float32")]
+        differences = [value - twin[stack] for stack, value in psnr[method].items()]
+        mode = method.partition(", ")[2]
+        losses[mode] = (sum(differences) / len(differences), min(differences))
+    return losses
+
+
+def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], parameters: int) -> str:
+    """Write the model card, Markdown."""
+    files = ", ".join(f"`{f['file']}` ({f['bytes']:,} bytes)" for f in manifest["files"].values())
+    training = manifest["training"]
+    losses = int8_losses(evaluation)
+    int8 = "\n".join(f"| {m} | {mean:+.3f} | {low:+.3f} |" for m, (mean, low) in losses.items())
+    return CARD.format(
+        name=manifest["name"],
+        version=manifest["version"],
+        files=files,
+        parameters=f"{parameters:,}",
+        frames=manifest["frames"],
+        sigma="{} to {}".format(*manifest["psf_sigma_px"]),
+        table=markdown(rows_of(evaluation)),
+        int8=int8,
+        measured=_measured(evaluation),
+        chosen=_chosen(training),
+        **training,
+    )
+
+
+def _chosen(training: Mapping[str, Any]) -> str:
+    """Say which weights of the run these are."""
+    if training["weights"] == "final":
+        return "those at the end of the run"
+    return (
+        f"the best of all validations, after {training['updates']} updates: "
+        f"{training['validation_db']:.2f} dB on other specimens of its own forward model "
+        f"(bicubic mean {training['mean_db']:.2f} dB)"
+    )
+
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """Section on a measured stack; empty where none was judged."""
+    if "measured" not in evaluation:
+        return ""
+    measured = evaluation["measured"]
+    scores = measured["scores"]
+    shown = [m for m in scores if m in SHOWN or m.startswith(tuple(evaluation["models"]))]
+    reference = scores[REFERENCE]["sharpness"]
+    lines = [
+        "\n### On a measured stack\n",
+        f"`{measured['file']}` (not distributed; SHA-256 `{measured['sha256']}`). RSP is near 1",
+        "for whatever resembles the mean, odd/even for whatever is smooth; S, relative to the",
+        "bicubic mean's, rises only with what both halves of the frames agree on.\n",
+        "| method | RSP | odd/even | S / S(mean) |",
+        "|---|---:|---:|---:|",
+    ]
+    for method in shown:
+        s = scores[method]
+        relative = s["sharpness"] / reference
+        lines.append(f"| {method} | {s['rsp']:.3f} | {s['odd_even']:.3f} | {relative:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def render_summary(evaluation: Mapping[str, Any]) -> str:
+    """Write the README's short table: PSNR by kind."""
+    table = {(row.method, row.group): row for row in rows_of(evaluation)}
+    lines = ["| PSNR, dB | thin | continuous | worst against the mean |", "|---|---:|---:|---:|"]
+    for method in dict.fromkeys(method for method, _ in table):
+        rows = [table[method, kind] for kind in KINDS]
+        worst = min(row.worst_gain_db for row in rows)
+        cells = " | ".join(f"{row.psnr_db:.2f}" for row in rows)
+        lines.append(f"| {method} | {cells} | {worst:+.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def replace_block(path: Path, name: str, text: str) -> None:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` in a file.
+
+    Raises
+    ------
+    ValueError
+        The file has no such block.
+    """
+    content = path.read_text(encoding="utf-8")
+    pattern = re.compile(rf"(<!-- {name}\b[^>]*-->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    if not pattern.search(content):
+        raise ValueError(f"{path} has no block {name}")
+    path.write_text(pattern.sub(lambda m: m[1] + text + m[2], content), encoding="utf-8")
+
+
+def load(models: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the manifest and the evaluation of the one model in a folder."""
+    (path,) = models.glob("learn2sofi-*.evaluation.json")
+    manifest = path.with_name(path.name.replace(".evaluation.json", ".json"))
+    return json.loads(manifest.read_text()), json.loads(path.read_text())
