@@ -68,7 +68,6 @@ def test_the_mutant_dies(name, tmp_path):
     """Mutation: the named test no longer looks at what it says; or the fault is not one."""
     file, right, wrong, test = MUTANTS[name]
     shutil.copytree(DEVICE, tmp_path / "device", ignore=shutil.ignore_patterns("__pycache__"))
-    assert _outcome(tmp_path, test) == 0
     source = (tmp_path / "device" / file).read_text()
     assert source.count(right) == 1, f"the source of '{name}' has changed: update the mutant"
     (tmp_path / "device" / file).write_text(source.replace(right, wrong))

@@ -118,7 +118,7 @@ def test_an_hour_with_every_fault_is_accounted_for_at_every_reading():
     """
     camera = FaultyCamera(AN_HOUR_AT_60, rate=0.01)
     pipeline = Pipeline(camera, load_step(None), backoff_s=(0.001, 0.002))
-    client = TestClient(create_app(pipeline))
+    client = TestClient(create_app(pipeline), base_url="http://localhost")
     pipeline.start()
     readings, before, deadline_s = 0, 0, time.monotonic() + PATIENCE_S
     try:

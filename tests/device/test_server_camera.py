@@ -76,7 +76,9 @@ def client(camera, tmp_path):
     microscope = Microscope(Optics(1.0, 500, 2.0, 20), Calibration())
     recordings = Recordings(pipeline, tmp_path / "recordings", microscope)
     pipeline.start()
-    with TestClient(create_app(pipeline, recordings=recordings)) as client:
+    with TestClient(
+        create_app(pipeline, recordings=recordings), base_url="http://localhost"
+    ) as client:
         yield client
     recordings.stop()
     assert pipeline.stop()
