@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,8 @@ from device.settings import Settings
 
 if TYPE_CHECKING:
     from device.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 DEMO_STACK = Path(__file__).resolve().with_name("demo.ome.tif")
 _INTERRUPTED = 130
@@ -54,16 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     if argv is None and not debug:
         sys.excepthook = _one_sentence
+        threading.excepthook = _log_thread_fault
     try:
         options = _parser().parse_args(arguments)
         _set_up_logging("debug" if debug else "info")
         options.command(options)
+        sys.stdout.flush()  # to a pipe, this is where its reader turns out to have left
     except (Learn2sofiError, CameraError) as error:
         _complain(error, debug)
         return getattr(error, "exit_code", FaultError.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("learn2sofi: interrupted; nothing was left behind\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write("; ".join(["learn2sofi: interrupted", *interrupt.args]) + "\n")
         return _INTERRUPTED
+    except BrokenPipeError:
+        _give_up_stdout()
     return 0
 
 
@@ -83,6 +90,19 @@ def _one_sentence(
     )
 
 
+def _log_thread_fault(fault: threading.ExceptHookArgs) -> None:
+    """Report in one line what a thread died of; what follows is the main thread's to decide."""
+    name = fault.thread.name if fault.thread else "unknown"
+    log.error("the %s thread died (%s: %s)", name, fault.exc_type.__name__, fault.exc_value)
+
+
+def _give_up_stdout() -> None:
+    """Let what is still to be written go nowhere: who read it, such as `head`, has enough."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _set_up_logging(level: str) -> None:
     # To stderr: stdout is for what a command has to say.
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -98,7 +118,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("learn2sofi"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     common = _Parser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="log everything; show tracebacks")
+    # Before the command or behind it: what stands before is not to be set back by a default.
+    for place, default in ((parser, False), (common, argparse.SUPPRESS)):
+        place.add_argument(
+            "--debug", action="store_true", default=default, help="log everything; show tracebacks"
+        )
     _add_run(commands.add_parser("run", parents=[common], help="serve the live page"))
     _add_reconstruct(
         commands.add_parser("reconstruct", parents=[common], help="reconstruct a recorded stack")
@@ -198,7 +222,7 @@ def _config(options: argparse.Namespace) -> None:
         sys.stdout.write(f"{name:<15} {shown:<30} {settings.origin(name)}\n")
 
 
-# --- reconstruct ----------------------------------------------------------------------------------
+# --- benchmark ------------------------------------------------------------------------------------
 
 
 def _benchmark(options: argparse.Namespace) -> None:
@@ -217,6 +241,9 @@ def _benchmark(options: argparse.Namespace) -> None:
                 f"{options.json} cannot be written ({error.strerror}); expected a file in a folder "
                 "that exists; name another with --json"
             ) from error
+
+
+# --- reconstruct ----------------------------------------------------------------------------------
 
 
 def _reconstruct(options: argparse.Namespace) -> None:
@@ -243,6 +270,8 @@ def _reconstruct(options: argparse.Namespace) -> None:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         reconstruct_file(job)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("nothing was left behind") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -295,6 +324,8 @@ class _Stopper:
         return self
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if not self.event.is_set():
+            log.info("stopping on %s", signal.Signals(number).name)
         self.event.set()
 
     def __exit__(self, *_: object) -> None:
@@ -309,34 +340,42 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
     from device.recorder import Recordings
     from device.server import bind, create_app, serve
 
-    bind(settings.host, settings.port).close()  # a port in use is told before the camera opens
-    camera = _camera(settings)
-    microscope = Microscope.of(settings)
-    step = load_step(settings.model, settings.threads)
-    prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
-    pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
-    recordings = Recordings(pipeline, settings.recordings, microscope)
-    pipeline.start()
-    try:
-        if once:
+    with bind(settings.host, settings.port) as listening:  # in use: told before the camera opens
+        camera = _camera(settings)
+        microscope = Microscope.of(settings)
+        step = load_step(settings.model, settings.threads)
+        prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
+        pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
+        recordings = Recordings(pipeline, settings.recordings, microscope)
+        pipeline.start()
+        try:
             threading.Thread(
-                target=_stop_at_end, args=(pipeline, stopper.event), name="end", daemon=True
+                target=_stop_at_end, args=(pipeline, stopper.event, once), name="end", daemon=True
             ).start()
-        serve(
-            create_app(pipeline, settings.host, recordings),
-            settings.host,
-            settings.port,
-            _say_ready,
-            stopper.event,
-        )
-    finally:
-        recordings.stop()
-        pipeline.stop(_STOP_TIMEOUT_S)
+            app = create_app(pipeline, settings.host, recordings)
+            serve(app, listening, stopper.event, _say_ready)
+            _raise_what_ended(pipeline, once)
+        finally:
+            recordings.stop()
+            pipeline.stop(_STOP_TIMEOUT_S)
 
 
-def _stop_at_end(pipeline: Pipeline, stop: threading.Event) -> None:
+def _stop_at_end(pipeline: Pipeline, stop: threading.Event, once: bool) -> None:
+    """Wait for the end; without `once` only a fault stops the daemon, and the page stays."""
     pipeline.wait_ended()
-    stop.set()
+    if once or pipeline.fault():
+        stop.set()
+
+
+def _raise_what_ended(pipeline: Pipeline, once: bool) -> None:
+    """Turn the end into an exit code: a fault 1, a recording that could not be played through 2."""
+    if fault := pipeline.fault():
+        raise FaultError(
+            f"{fault}; this was not expected; run again with --debug and report what it shows"
+        )
+    state = pipeline.state()
+    if once and state["ended"] and state["error"]:
+        raise UserError(state["error"])
 
 
 def _say_ready(address: str) -> None:

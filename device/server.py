@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import signal
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -379,9 +378,12 @@ def bind(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family)
     except OSError as error:
+        reason = error.strerror or error
+        if error.errno and not isinstance(error, socket.gaierror):
+            reason = os.strerror(error.errno)  # without the address, which create_server repeats
         raise UserError(
-            f"Cannot listen on port {port} of {host} ({error.strerror or error}): expected a free "
-            "port of this machine; stop the program that uses it or choose another with --port."
+            f"Cannot listen on port {port} of {host} ({reason}): expected a free port of this "
+            "machine; stop the program that uses it or choose another with --port."
         ) from error
 
 
@@ -395,32 +397,26 @@ def page_address(listening: socket.socket) -> str:
 
 def serve(
     app: FastAPI,
-    host: str,
-    port: int,
+    listening: socket.socket,
+    stop: threading.Event,
     on_ready: Callable[[str], None] | None = None,
-    stop: threading.Event | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or `stop`; then send every client home and return.
+    """Serve until `stop` is set; then send every client home and return.
+
+    Signals are left to the caller, whose handler may set `stop`.
 
     Parameters
     ----------
     app : FastAPI
         From `create_app`.
-    host, port
-        Where to listen; see `bind`.
+    listening : socket.socket
+        From `bind`; closed in the end.
+    stop : threading.Event
+        Ends the serving when set, from any thread or from a signal handler.
     on_ready : callable, optional
         Called once with the page's address, when it can be opened.
-    stop : threading.Event, optional
-        Ends the serving when set, from any thread.
-
-    Raises
-    ------
-    UserError
-        The address cannot be listened on.
     """
-    stop = stop or threading.Event()
-    with bind(host, port) as listening, _stopped_by_signal(stop):
-        _Server(app, listening, on_ready, stop).run(sockets=[listening])
+    _Server(app, listening, stop, on_ready).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
@@ -430,8 +426,8 @@ class _Server(uvicorn.Server):
         self,
         app: FastAPI,
         listening: socket.socket,
-        on_ready: Callable[[str], None] | None,
         stop: threading.Event,
+        on_ready: Callable[[str], None] | None,
     ) -> None:
         config = uvicorn.Config(
             app,
@@ -447,6 +443,11 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
         self._stop = stop
 
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the caller; uvicorn would take them, and raise them again later."""
+        yield
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and self._on_ready is not None:
@@ -459,26 +460,3 @@ class _Server(uvicorn.Server):
         self._feed_of.feed.close()  # streams end by themselves now, instead of being waited for
         await asyncio.sleep(0)
         await super().shutdown(sockets)
-
-
-@contextlib.contextmanager
-def _stopped_by_signal(stop: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set the event; only the main thread can, elsewhere nothing is done.
-
-    uvicorn raises a signal again when it has gone down: it finds this handler, not Python's own,
-    which would end the process with an error.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, _: FrameType | None) -> None:
-        logger.info("stopping on %s", signal.Signals(number).name)
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -18,13 +18,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
 
-from device.cli import main
+from device.cli import _parser, main
+from device.errors import UserError
 from device.stack import open_stack
 
 T, H, W = 36, 33, 30
@@ -377,6 +379,15 @@ def test_debug_shows_the_traceback(stack, out, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_debug_stands_before_the_command_too(stack, out, capsys):
+    """Mutations: refused there, or set back by the command's own default."""
+    assert main(["--debug", "reconstruct", str(stack), str(out / "no.tif")]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    options = _parser().parse_args(["--debug", "config"])
+    assert options.debug is True
+    assert _parser().parse_args(["config"]).debug is False
+
+
 # --- config ---------------------------------------------------------------------------------------
 
 
@@ -408,10 +419,14 @@ def finished(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def daemon(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def daemon(
+    *arguments: object, stderr: IO[str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start `run`; give the process and the page's address once it is ready."""
     command = [*PROGRAM, "run", "--port", "0", *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment()
+    )
     try:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -470,6 +485,41 @@ def test_bad_input_as_a_process(tmp_path, out, model_file):
     assert "not a TIFF" in sentence_of(result.stderr)
 
 
+def test_a_video_that_is_none_is_one_line(tmp_path, out, model_file):
+    """Mutation: OpenCV is silenced when it was imported already, and adds lines of its own."""
+    (tmp_path / "bad.mp4").write_bytes(b"not a video" * 100)
+    result = finished("reconstruct", tmp_path / "bad.mp4", out, "--model", model_file)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_left_is_no_fault():
+    """Mutation: `config | true` ends in an internal fault, or in Python's own complaint."""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    result = subprocess.run(
+        [*PROGRAM, "config"], stdout=theirs, stderr=subprocess.PIPE, env=environment()
+    )
+    os.close(theirs)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("command", "claimed"), [("config", False), ("reconstruct", True)])
+def test_what_an_interruption_left_is_said_where_it_is_true(
+    command, claimed, stack, out, capsys, monkeypatch
+):
+    """Mutation: commands that may well have left something say that they have not."""
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("device.offline.reconstruct_file", interrupted)
+    monkeypatch.setattr("device.settings.Settings.load", interrupted)
+    arguments = [str(stack), str(out)] if command == "reconstruct" else []
+    assert main([command, *arguments]) == 130
+    assert ("nothing was left behind" in sentence_of(capsys.readouterr().err)) is claimed
+
+
 def test_an_unforeseen_fault_is_a_sentence_and_1():
     """Mutation: the excepthook is left out. (A fault of ours is made by breaking `json`.)"""
     code = (
@@ -496,15 +546,19 @@ def test_sigterm_while_reconstructing_leaves_nothing(tmp_path, out, model_file):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_daemon_with_0(stack, model_file, number):
-    """Mutation: it dies of the signal (-15), or hangs. The 2 s are the contract's."""
-    with daemon("--camera", f"replay:{stack}", "--model", model_file) as (process, address):
+def test_a_signal_ends_the_daemon_with_0(stack, model_file, number, tmp_path):
+    """Mutations: it dies of the signal (-15), or hangs (the 2 s are the contract's); the stop is
+    not logged, or once by each of two handlers."""
+    log = tmp_path / "log"
+    camera = ("--camera", f"replay:{stack}", "--model", model_file)
+    with log.open("w") as file, daemon(*camera, stderr=file) as (process, address):
         until(lambda: status_of(address + "healthz") == 200)
         state = json.load(urllib.request.urlopen(address + "api/state"))
         assert state["camera"] == f"replay:{stack}"
         process.send_signal(number)
         assert process.wait(timeout=2.0) == 0
         assert process.stdout.read() == ""  # `ready` was the only line
+    assert log.read_text().count(f"stopping on {number.name}") == 1
 
 
 def test_once_ends_with_the_stack(stack, model_file):
@@ -515,6 +569,57 @@ def test_once_ends_with_the_stack(stack, model_file):
     )
     assert result.returncode == 0
     assert result.stdout.count("\n") == 1 and result.stdout.startswith("ready http://")
+
+
+def test_once_plays_through_frames_that_are_not_finite(model_file, tmp_path):
+    """Mutation: NaN in a frame opens the recording again and again, and the end never comes."""
+    data = gradient().astype(np.float32)
+    data[[0, 3], 2, 2] = np.nan
+    path = write(tmp_path / "nan.tif", data)
+    result = finished(
+        *("run", "--port", 0, "--camera", f"replay:{path}", "--model", model_file),
+        *("--once", "--fps", 200),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_once_with_a_damaged_recording_is_2(model_file, tmp_path):
+    """Mutation: it never ends, or ends with 0 as if all frames had been shown."""
+    path = write(tmp_path / "a.tif", gradient(8), compression="zlib", metadata=None)
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[5].dataoffsets[0]
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 8] = b"\xff" * 8
+    path.write_bytes(content)
+    result = finished(
+        *("run", "--port", 0, "--camera", f"replay:{path}", "--model", model_file, "--once"),
+    )
+    assert result.returncode == 2
+    assert "frame 5" in sentence_of(result.stderr)
+
+
+FAULT = """
+import sys
+import device.replay
+from device.cli import main
+
+def read(camera, timeout_s):
+    raise LookupError("of ours")
+
+device.replay.ReplayCamera.read = read
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("once", [[], ["--once"]])
+def test_a_thread_that_dies_ends_the_daemon_with_1(model_file, once):
+    """Mutation: the page stays as it was for ever, healthy but for its frames."""
+    command = [sys.executable, "-c", FAULT, "run", "--port", "0", "--model", str(model_file), *once]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment()
+    )
+    assert result.returncode == 1
+    assert "camera thread failed (LookupError: of ours)" in sentence_of(result.stderr)
 
 
 def test_without_once_the_end_is_not_the_end(stack, model_file, tmp_path):
@@ -542,6 +647,21 @@ def test_a_port_in_use(stack, model_file):
         result = finished("run", "--port", port, "--camera", "replay:no.tif", "--model", model_file)
     assert (result.returncode, result.stdout) == (2, "")
     assert str(port) in sentence_of(result.stderr)
+
+
+def test_the_port_is_kept_from_the_first_moment(monkeypatch, model_file, capsys):
+    """Mutation: it is tried, given back and taken again later, when another may have it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+
+    def load_step(*_: object) -> None:
+        with pytest.raises(OSError):
+            socket.create_server(("127.0.0.1", port)).close()
+        raise UserError("the port is ours")
+
+    monkeypatch.setattr("device.model.load_step", load_step)
+    assert main(["run", "--port", str(port), "--model", str(model_file)]) == 2
+    assert "the port is ours" in sentence_of(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("camera", ["replay:", "replay", "webcam", "replay:no.tif", "demo:x"])

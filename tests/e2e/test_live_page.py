@@ -222,6 +222,21 @@ def test_a_reconstruction_that_stopped_is_said_over_the_last_picture(page):
     assert errors(page) == []
 
 
+def test_the_api_page_tells_every_address(daemon, browser):
+    """Catches: a blank page, as FastAPI's own is without the internet; a script that fails."""
+    browser.get(f"{daemon.address}/docs")
+    with urllib.request.urlopen(f"{daemon.address}/openapi.json", timeout=10) as answer:
+        paths = json.load(answer)["paths"]
+    told = "return [...document.querySelectorAll('h2 code')].map(code => code.textContent)"
+    wait_until(lambda: len(browser.execute_script(told)) > 1, "what the script adds")
+    shown = browser.execute_script(told)
+    expected = [f"{method.upper()} {path}" for path in paths for method in paths[path]]
+    assert shown[0].startswith("WebSocket /live") and sorted(shown[1:]) == sorted(expected)
+    assert "Answers: 200" in browser.find_element("tag name", "main").text
+    screenshot(browser, "api")
+    assert errors(browser) == []
+
+
 def test_a_phone_needs_no_sideways_scrolling(page):
     """Catches: a fixed width anywhere on the page."""
     page.set_window_size(500, 900)  # the narrowest that the browser allows
