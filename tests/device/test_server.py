@@ -457,7 +457,7 @@ def test_the_name_given_to_listen_on_is_answered(monkeypatch):
     """Catches: `--host microscope.lan`, whose own page is then refused."""
     told = []
 
-    def stand_in(pipeline, host="localhost"):
+    def stand_in(pipeline, host="localhost", recordings=None, *_):
         told.append(host)
         raise UserError("enough")
 
