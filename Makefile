@@ -40,7 +40,7 @@ setup-dev: $(VENV)/.setup-dev ## install training and test tools too
 
 .PHONY: test
 test: setup-dev lint ## lint, types and all tests that need pip only
-	$(BIN)/pytest -m "not browser and not deploy and not deploy_arm"
+	$(BIN)/pytest -m "not browser and not camera and not deploy and not deploy_arm"
 
 .PHONY: lint
 lint: setup-dev ## ruff and mypy
@@ -50,12 +50,16 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/mypy systemd/deploy.py systemd/on_device.py
 
 .PHONY: test-system
-test-system: test-browser ## tests that need Debian's packages (installs them)
+test-system: test-browser test-camera ## tests that need Debian's packages (installs them)
 
 .PHONY: test-browser
 test-browser: setup-dev ## the live page in headless Chromium
 	tests/e2e/install-chromium
 	$(BIN)/pytest -m browser
+
+.PHONY: test-camera
+test-camera: ## the daemon on libcamera's virtual camera, in a Debian 13 root
+	tests/camera/run
 
 .PHONY: test-deploy
 test-deploy: setup-dev ## `make deploy` to a real systemd in a container (needs root or sudo)

@@ -12,11 +12,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self
 
+from device import capture_cli
 from device.camera import Camera, CameraError
 from device.errors import FaultError, Learn2sofiError, UserError
 from device.settings import Settings
@@ -133,14 +135,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_settings(config)
     config.set_defaults(command=_config)
+    capture_cli.add_commands(commands, common, _add_settings, _settings, _camera)
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options that override settings; each is named after its setting."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings (TOML)")
-    parser.add_argument("--camera", metavar="CAMERA", help="demo or replay:PATH")
-    parser.add_argument("--fps", metavar="N", help="frame rate of a replayed stack")
+    parser.add_argument("--camera", metavar="CAMERA", help="demo, replay:PATH or picamera2")
+    parser.add_argument("--fps", metavar="N", help="frame rate of a stack or the camera")
     parser.add_argument("--mode", metavar="stream|window", help="kind of reconstruction")
     parser.add_argument("--model", metavar="FILE", help="model file (.tflite)")
     parser.add_argument("--threads", metavar="N", help="threads of the model's runtime")
@@ -216,7 +219,7 @@ def _config(options: argparse.Namespace) -> None:
     settings = _settings(options)
     for name, value in settings.model_dump(mode="json").items():
         shown = "" if value is None else json.dumps(value)
-        sys.stdout.write(f"{name:<13} {shown:<30} {settings.origin(name)}\n")
+        sys.stdout.write(f"{name:<15} {shown:<30} {settings.origin(name)}\n")
 
 
 # --- benchmark ------------------------------------------------------------------------------------
@@ -332,14 +335,20 @@ class _Stopper:
 
 def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
     from device.heartbeat import Heartbeat, Notifier
+    from device.microscope import Microscope
     from device.model import load_step
     from device.pipeline import Pipeline
+    from device.recorder import Recordings
     from device.server import bind, create_app, serve
 
     token = _token(settings)
     with bind(settings.host, settings.port) as listening:  # in use: told before the camera opens
         camera = _camera(settings)
-        pipeline = Pipeline(camera, load_step(settings.model, settings.threads), settings.mode)
+        microscope = Microscope.of(settings)
+        step = load_step(settings.model, settings.threads)
+        prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
+        pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
+        recordings = Recordings(pipeline, settings.recordings, microscope)
         heartbeat = Heartbeat(pipeline, Notifier.from_environment())
 
         def on_ready(address: str) -> None:
@@ -351,11 +360,12 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             threading.Thread(
                 target=_stop_at_end, args=(pipeline, stopper.event, once), name="end", daemon=True
             ).start()
-            app = create_app(pipeline, settings.host, token)
+            app = create_app(pipeline, settings.host, token, recordings)
             serve(app, listening, stopper.event, on_ready, heartbeat.beat)
             _raise_what_ended(pipeline, once)
         finally:
             heartbeat.stopping()
+            recordings.stop()
             pipeline.stop(_STOP_TIMEOUT_S)
 
 
@@ -402,13 +412,17 @@ def _camera(settings: Settings) -> Camera:
     from device.replay import ReplayCamera
     from device.stack import open_stack
 
+    if settings.camera == "picamera2":
+        from device.picamera import PiCamera, capture_of
+
+        return PiCamera(capture_of(settings))
     kind, _, path = settings.camera.partition(":")
     if kind == "demo" and not path:
         path = str(DEMO_STACK)
     elif kind != "replay" or not path:
         raise UserError(
             f"camera '{settings.camera}' (from {settings.origin('camera')}) is not known; "
-            "expected demo or replay:PATH; correct it"
+            "expected demo, replay:PATH or picamera2; correct it"
         )
     open_stack(path).close()
     return ReplayCamera(path, settings.fps, settings.loop)

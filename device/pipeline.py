@@ -39,6 +39,7 @@ from device.camera import (
     Frame,
 )
 from device.model import ModelError, Step
+from device.preparation import Preparation
 from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor
 from device.ring_buffer import RingBuffer, missed_between
 
@@ -107,6 +108,7 @@ class _Era:
     interval_s: float = 0.0
     stream: int = 0
     window: int = 0
+    preparation: Preparation = field(default_factory=Preparation)
 
     def after(self, break_: _Break) -> _Era:
         stream = self.stream + (break_ >= _Break.STREAM)
@@ -125,6 +127,7 @@ class _Arrival:
     frame: Frame
     time_s: float
     era: _Era
+    raw: np.ndarray | None = None  # as it came, where the frame was corrected
 
 
 class _Intake:
@@ -137,6 +140,7 @@ class _Intake:
         self._gap_s = max(_GAP_S, 3 * interval_s)
         self._dtype: np.dtype | None = None
         self._newest_ns: int | None = None
+        self._seen_ns: int | None = None  # of any frame: an unusable one was not missed
 
     def reason_against(self, frame: Frame) -> str | None:
         """Say why a frame cannot be used: a key of `Accounts.discarded`, or None."""
@@ -149,17 +153,26 @@ class _Intake:
             return "not_finite"
         return self._order(frame.timestamp_ns)
 
-    def join(self, frame: Frame) -> tuple[int, _Break]:
-        """Take a usable frame as the newest: the frames missed before it, and what it breaks."""
+    def missed_before(self, frame: Frame) -> int:
+        """Count the frames that never came between the last one, usable or not, and this."""
+        seen_ns = self._seen_ns
+        if seen_ns is None or frame.timestamp_ns > seen_ns:
+            self._seen_ns = frame.timestamp_ns
+        if seen_ns is None:
+            return 0
+        return missed_between(seen_ns, frame.timestamp_ns, self._interval_s)
+
+    def join(self, frame: Frame) -> _Break:
+        """Take a usable frame as the newest; tell what it breaks."""
         before_ns, self._newest_ns = self._newest_ns, frame.timestamp_ns
         self._dtype = frame.array.dtype
         if before_ns is None:
-            return 0, _Break.NONE
-        if frame.timestamp_ns < before_ns:
-            return 0, _Break.ALL
+            return _Break.NONE
+        if frame.timestamp_ns < before_ns:  # the sensor's clock began anew
+            self._seen_ns = frame.timestamp_ns
+            return _Break.ALL
         passed_s = (frame.timestamp_ns - before_ns) * 1e-9
-        missed = missed_between(before_ns, frame.timestamp_ns, self._interval_s)
-        return missed, _Break.STREAM if passed_s > self._gap_s else _Break.NONE
+        return _Break.STREAM if passed_s > self._gap_s else _Break.NONE
 
     def _order(self, timestamp_ns: int) -> str | None:
         if self._newest_ns is None or timestamp_ns > self._newest_ns:
@@ -211,6 +224,9 @@ class Pipeline:
         Monotonic time in s.
     backoff_s : tuple of float
         First and longest waiting time before a failed camera is opened again, in s.
+    prepare : callable, optional
+        Tells for the opened camera what is done to its frames before anything is measured on them;
+        the raw view shows them as they came.
     """
 
     def __init__(
@@ -221,8 +237,10 @@ class Pipeline:
         capacity: int | None = None,
         clock: Clock = time.monotonic,
         backoff_s: tuple[float, float] = (0.5, 10.0),
+        prepare: Callable[[Camera], Preparation] = lambda _: Preparation(),
     ) -> None:
         self._camera = camera
+        self._prepare = prepare
         self._step = step
         self._capacity = capacity or step.manifest.frames
         self._clock = clock
@@ -244,6 +262,8 @@ class Pipeline:
         self._latencies = Latencies()
         self._pace = _Pace()
         self._callbacks: list[Callable[[], object]] = []
+        self._taps: tuple[Callable[[Frame], object], ...] = ()
+        self._reopening = threading.Event()
         self._camera_error: str | None = None
         self._model_error: str | None = None
         self._fault: str | None = None
@@ -343,6 +363,36 @@ class Pipeline:
             if mode != self._era.mode:
                 self._era = replace(self._era.after(_Break.ALL), mode=mode)
 
+    @property
+    def camera(self) -> Camera:
+        """The camera; opened, read and closed by the pipeline alone."""
+        return self._camera
+
+    def reopen(self) -> None:
+        """Close the camera and open it again, for settings that it takes only then."""
+        self._reopening.set()
+
+    def tap(self, callback: Callable[[Frame], object]) -> Callable[[], None]:
+        """Have a function called with every frame as it comes from the camera, also unusable ones.
+
+        Parameters
+        ----------
+        callback : callable
+            Called from the camera's thread, so it must return at once and not raise.
+
+        Returns
+        -------
+        callable
+            Ends it; may be called twice.
+        """
+        with self._changed:
+            self._taps += (callback,)
+        return lambda: self._untap(callback)
+
+    def _untap(self, callback: Callable[[Frame], object]) -> None:
+        with self._changed:
+            self._taps = tuple(tap for tap in self._taps if tap is not callback)
+
     # --- for who looks ---------------------------------------------------------------------------
 
     def subscribe(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -433,6 +483,7 @@ class Pipeline:
         return {
             "mode": self._era.mode,
             "camera": self._camera.name,
+            "preparation": self._era.preparation.state(),
             "model": self._model_state(),
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
@@ -517,7 +568,8 @@ class Pipeline:
         self._open_camera()
         intake = self._begin_intake()
         quiet_since_s = self._clock()
-        while not self._stopping.is_set():
+        self._reopening.clear()
+        while not self._stopping.is_set() and not self._reopening.is_set():
             try:
                 frame = self._camera.read(_READ_TIMEOUT_S)
             except CameraTimeout:
@@ -537,27 +589,32 @@ class Pipeline:
 
     def _begin_intake(self) -> _Intake:
         shape, interval_s = self._camera.shape, self._camera.frame_interval_s
-        if min(shape) < MIN_SIDE_PX:
+        preparation = self._prepare(self._camera)
+        preparation.check(shape)
+        if min(preparation.shape(shape)) < MIN_SIDE_PX:
             raise CameraError(
                 f"{self._camera.name} gives frames of {shape[0]} x {shape[1]} px where at least "
                 f"{MIN_SIDE_PX} x {MIN_SIDE_PX} are expected; choose a larger region"
             )
         with self._changed:
             # Another clock and maybe another scene: nothing joins what came before.
-            self._era = replace(self._era.after(_Break.ALL), interval_s=interval_s)
+            self._era = replace(
+                self._era.after(_Break.ALL), interval_s=interval_s, preparation=preparation
+            )
         return _Intake(shape, interval_s)
 
     def _admit(self, frame: Frame, intake: _Intake) -> None:
         """Queue a frame or discard it."""
         now_s = self._clock()
+        for tap in self._taps:
+            tap(frame)
         reason = intake.reason_against(frame)
         with self._changed:
+            self._accounts.missed += intake.missed_before(frame)
             if reason:
                 self._accounts.discard(reason)
                 return
-            missed, break_ = intake.join(frame)
-            self._accounts.missed += missed
-            self._era = self._era.after(break_)
+            self._era = self._era.after(intake.join(frame))
             self._last_arrival_s = now_s
             self._camera_rate.tick(now_s)
             self._enqueue(_Arrival(frame, now_s, self._era))
@@ -592,7 +649,8 @@ class Pipeline:
     # --- reconstruction thread -------------------------------------------------------------------
 
     def _run_reconstruction(self) -> None:
-        while (arrival := self._take()) is not None:
+        while (taken := self._take()) is not None:
+            arrival = self._prepared(taken)
             self._buffer_frame(arrival)
             if arrival.era.mode == "stream" or not self._window_can_grow(arrival):
                 self._unused = 0
@@ -610,6 +668,15 @@ class Pipeline:
             self._accounts.take()
             return self._queue.popleft()
 
+    def _prepared(self, arrival: _Arrival) -> _Arrival:
+        frame = arrival.frame
+        array = arrival.era.preparation.apply(
+            frame.array
+        )  # (H, W), smaller where pixels are binned
+        if array is frame.array:
+            return arrival
+        return replace(arrival, frame=replace(frame, array=array), raw=frame.array)
+
     def _window_can_grow(self, arrival: _Arrival) -> bool:
         """Tell whether the next waiting frame belongs in the same window and pushes none out."""
         self._unused += 1
@@ -623,6 +690,7 @@ class Pipeline:
         self._followed = arrival.era
         if broken:
             self._reconstructor.reset()
+            self._reconstructor.set_psf(arrival.era.preparation.psf_sigma_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         with self._changed:
@@ -672,7 +740,8 @@ class Pipeline:
         frame, frames = arrival.frame, len(self._buffer)
         self._seq += 1
         self._model_error = None
-        raw = frame.array.astype(np.uint16) if frame.array.dtype == np.uint8 else frame.array
+        raw = frame.array if arrival.raw is None else arrival.raw  # (H, W)
+        raw = raw.astype(np.uint16) if raw.dtype == np.uint8 else raw
         self._views["raw"] = self._view("raw", raw, frame, 1)
         self._views["mean"] = self._view("mean", mean, frame, frames)
         if arrival.era.mode == "stream":

@@ -107,6 +107,10 @@ class Reconstructor:
         self._previous = None
         self._fed = 0
 
+    def set_psf(self, sigma_px: float | None) -> None:
+        """Give the width of the PSF in input px; None is the middle of the model's range."""
+        self._constants = constant_inputs(self._step, sigma_px)
+
     def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
         """Reconstruct with a new frame.
 

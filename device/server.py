@@ -32,19 +32,24 @@ from fastapi import (
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import HTTPConnection
 
 from device import images
 from device.access import AccessGuard
+from device.camera import CameraError
+from device.check import Warden
+from device.controls import Controllable
 from device.errors import UserError
 from device.feed import Feed, FeedClosed, ViewName
 from device.hosts import KnownHost
 from device.live import MAX_MESSAGE_BYTES, serve_live
 from device.metrics import make_registry
+from device.pixel_format import ROI_PATTERN, parse_region
 
 if TYPE_CHECKING:
     from device.pipeline import Pipeline, View
+    from device.recorder import Recordings
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +60,43 @@ _POLICY_VIOLATION = 1008
 
 
 class Controls(BaseModel):
-    """What can be changed while the daemon runs.
+    """What can be changed while the daemon runs; what is left out stays.
 
     Attributes
     ----------
     mode : str
         ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
+    exposure_us : float or None
+        Exposure time in us; null leaves it to the camera.
+    gain : float or None
+        Analogue gain; null leaves it to the camera.
+    fps : float
+        Frames per second; the camera is opened anew.
+    roi : str
+        ``Y,X,H,W`` in px of the whole image, empty for all; the camera is opened anew.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    mode: Literal["stream", "window"]
+    mode: Literal["stream", "window"] = "stream"
+    exposure_us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    fps: float = Field(default=30.0, gt=0, le=10_000, allow_inf_nan=False)
+    roi: str = Field(default="", pattern=ROI_PATTERN)
+
+
+class RecordingRequest(BaseModel):
+    """Whether raw frames are to be recorded.
+
+    Attributes
+    ----------
+    recording : bool
+        True begins a recording, false ends it.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    recording: bool
 
 
 class _Page(StaticFiles):
@@ -77,7 +108,12 @@ class _Page(StaticFiles):
         return response
 
 
-def create_app(pipeline: Pipeline, host: str = "localhost", token: str | None = None) -> FastAPI:
+def create_app(
+    pipeline: Pipeline,
+    host: str = "localhost",
+    token: str | None = None,
+    recordings: Recordings | None = None,
+) -> FastAPI:
     """Build the application over a pipeline, which the caller starts and stops.
 
     Parameters
@@ -89,6 +125,8 @@ def create_app(pipeline: Pipeline, host: str = "localhost", token: str | None = 
     token : str, optional
         What guards everything but ``/healthz``; see `device.access`. The names do not matter then:
         a browser sends the cookie to none but the name at which the token was given.
+    recordings : Recordings, optional
+        What ``/api/recording`` begins and ends; the caller ends the last one.
 
     Returns
     -------
@@ -107,6 +145,7 @@ def create_app(pipeline: Pipeline, host: str = "localhost", token: str | None = 
     else:
         app.add_middleware(AccessGuard, token=token)
     app.state.pipeline = pipeline
+    app.state.recordings = recordings
     app.state.registry = make_registry(pipeline)
     app.include_router(_images)
     app.include_router(_numbers)
@@ -146,11 +185,20 @@ def _same_origin(connection: HTTPConnection) -> None:
     raise HTTPException(403, reason)
 
 
+def _open_recordings(connection: HTTPConnection) -> Any:
+    recordings = connection.app.state.recordings
+    if recordings is None:
+        raise HTTPException(404, "This server records nothing; start it with `learn2sofi run`.")
+    return recordings
+
+
 _images = APIRouter(tags=["images"])
 _numbers = APIRouter(tags=["state"])
 _Pipeline = Annotated[Any, Depends(_pipeline)]
 _Feed = Annotated[Any, Depends(_feed)]
+_Recordings = Annotated[Any, Depends(_open_recordings)]
 _View = Annotated[ViewName, Query(description="which image")]
+_WARDEN = Warden()
 _SAME_ORIGIN = [Depends(_same_origin)]
 
 
@@ -204,7 +252,7 @@ def _snapshot_tif(pipeline: _Pipeline, view: _View = "reconstruction") -> Respon
     """Give the newest image as float32 TIFF in camera counts, its making in the description."""
     image = _newest(pipeline, view)
     state = pipeline.state()
-    context = {"mode": state["mode"], "camera": state["camera"], "model": state["model"]}
+    context = {name: state[name] for name in ("mode", "camera", "model", "preparation")}
     return _file(images.tiff(image, context), "image/tiff", image, "tif")
 
 
@@ -231,22 +279,66 @@ def _file(
 @_numbers.get("/api/state", summary="State")
 def _state(pipeline: _Pipeline) -> dict[str, Any]:
     """Tell everything that is counted and measured, in one consistent reading."""
-    state: dict[str, Any] = pipeline.state()
-    return state
+    return {**pipeline.state(), "warnings": _WARDEN.warnings()}
 
 
 @_numbers.get("/api/controls", summary="Read the controls")
-def _controls(pipeline: _Pipeline) -> Controls:
-    """Tell the settings that can be changed while running."""
-    return Controls(mode=pipeline.state()["mode"])
+def _controls(pipeline: _Pipeline) -> dict[str, Any]:
+    """Tell what can be changed while running: the mode, and the camera's controls where it has any.
+
+    Each of the camera's is told as wanted, as the last frame had it, and with what it takes.
+    """
+    camera = pipeline.camera
+    settable = camera.controls() if isinstance(camera, Controllable) else {}
+    return {"mode": pipeline.state()["mode"], **settable}
 
 
 @_numbers.post("/api/controls", summary="Change the controls", dependencies=_SAME_ORIGIN)
-def _set_controls(pipeline: _Pipeline, controls: Controls) -> Controls:
-    """Change settings; the reconstruction starts afresh."""
-    pipeline.set_mode(controls.mode)
-    logger.info("mode set to %s", controls.mode)
-    return controls
+def _set_controls(pipeline: _Pipeline, controls: Controls) -> dict[str, Any]:
+    """Change what is given; the reconstruction starts afresh."""
+    changes = {name: getattr(controls, name) for name in controls.model_fields_set}
+    mode = changes.pop("mode", None)
+    if changes:
+        _set_camera(pipeline, changes)
+    if mode is not None:
+        pipeline.set_mode(mode)
+    logger.info("controls set: %s", controls.model_dump(exclude_unset=True))
+    return _controls(pipeline)
+
+
+def _set_camera(pipeline: Pipeline, changes: dict[str, Any]) -> None:
+    camera = pipeline.camera
+    if not isinstance(camera, Controllable):
+        raise HTTPException(
+            422, f"{camera.name} has no controls; expected the mode alone; leave out the others."
+        )
+    if "roi" in changes:
+        changes["roi"] = parse_region(changes["roi"])
+    try:
+        anew = camera.set_controls(changes)
+    except (UserError, CameraError) as error:
+        raise HTTPException(422, str(error)) from error
+    if anew:
+        pipeline.reopen()
+    else:
+        pipeline.reset()
+
+
+@_numbers.get("/api/recording", summary="Recording")
+def _recording(recordings: _Recordings) -> dict[str, Any]:
+    """Tell whether raw frames are being recorded, into which file, how many, and what failed."""
+    state: dict[str, Any] = recordings.state()
+    return state
+
+
+@_numbers.post("/api/recording", summary="Begin or end a recording", dependencies=_SAME_ORIGIN)
+def _set_recording(recordings: _Recordings, wanted: RecordingRequest) -> dict[str, Any]:
+    """Begin or end a recording of raw frames; when it has ended, the file is whole."""
+    try:
+        state: dict[str, Any] = recordings.start() if wanted.recording else recordings.stop()
+    except UserError as error:
+        raise HTTPException(409, str(error)) from error
+    return state
 
 
 @_numbers.post("/api/reset", summary="Reset", status_code=204, dependencies=_SAME_ORIGIN)

@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import (
@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from device.errors import UserError
+from device.pixel_format import ROI_PATTERN
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,19 @@ def _empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+_Value = TypeVar("_Value")
+_Optional = Annotated[_Value | None, BeforeValidator(_empty_is_none)]
+
+
 class Settings(BaseSettings):
     """What the daemon can be told; made by `Settings.load`.
 
     Attributes
     ----------
     camera : str
-        ``demo``: the included stack; ``replay:PATH``: a recorded one.
+        ``demo``: the included stack; ``replay:PATH``: a recorded one; ``picamera2``: the Pi's.
     fps : float
-        Frame rate of a replayed stack in frames per second.
+        Frame rate of a replayed stack or of the camera in frames per second.
     loop : bool
         Begin again at the end of a replayed stack.
     mode : str
@@ -64,6 +69,36 @@ class Settings(BaseSettings):
         Ask for the token on loopback too, where a reverse proxy makes it reachable.
     log_level : str
         ``debug``, ``info``, ``warning`` or ``error``.
+    camera_number : int
+        Which of several cameras, from 0.
+    camera_stream : str
+        ``raw``: the sensor's values; ``luma``: the processed stream; ``auto``: raw where there is.
+    camera_size : str
+        Width and height of the camera's stream in px, such as ``640x480``.
+    exposure_us : float or None
+        Exposure time in us; None leaves it to the camera.
+    gain : float or None
+        Analogue gain; None leaves it to the camera.
+    roi : str
+        Part of the image that is taken, ``Y,X,H,W`` in px; empty is all.
+    transfer : str
+        Transfer curve of a luma stream, which is undone: ``bt709``, ``srgb`` or ``linear``.
+    tuning : Path or None
+        Tuning file for the Pi's image processor; None is the sensor's own.
+    na : float or None
+        Numerical aperture of the objective.
+    wavelength_nm : float or None
+        Wavelength of the emission in nm.
+    camera_pixel_um : float or None
+        Side of the sensor's pixel in um.
+    magnification : float or None
+        From the sample to the sensor.
+    calibration : Path or None
+        Folder with what `learn2sofi calibrate` measured; None is none.
+    dark, flat : bool
+        Correct live images by the dark frame, by the flat field, where they were measured.
+    recordings : Path
+        Folder of the daemon's recordings.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
@@ -80,6 +115,22 @@ class Settings(BaseSettings):
     token_file: Annotated[Path | None, BeforeValidator(_empty_is_none)]
     require_token: bool
     log_level: Literal["debug", "info", "warning", "error"]
+    camera_number: int = Field(ge=0)
+    camera_stream: Literal["auto", "raw", "luma"]
+    camera_size: str = Field(pattern=r"^[1-9]\d*x[1-9]\d*$")
+    exposure_us: _Optional[float] = Field(gt=0, allow_inf_nan=False)
+    gain: _Optional[float] = Field(gt=0, allow_inf_nan=False)
+    roi: str = Field(pattern=ROI_PATTERN)
+    transfer: Literal["bt709", "srgb", "linear"]
+    tuning: _Optional[Path]
+    na: _Optional[float] = Field(gt=0, lt=2)
+    wavelength_nm: _Optional[float] = Field(ge=200, le=2000)
+    camera_pixel_um: _Optional[float] = Field(gt=0, allow_inf_nan=False)
+    magnification: _Optional[float] = Field(gt=0, allow_inf_nan=False)
+    calibration: _Optional[Path]
+    dark: bool
+    flat: bool
+    recordings: Path
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

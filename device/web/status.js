@@ -27,7 +27,14 @@ export function writeStatus(state, fps_screen) {
   write("missed", String(state.frames_missed), state.frames_missed > 0);
   write("skipped", String(state.frames_skipped), state.frames_skipped > 0);
   write("model", `${state.model.name} · ${state.model.sha256.slice(0, 8)}`);
+  writeWarnings([...(state.warnings ?? []), state.preparation?.warning].filter(Boolean));
   element("model").title = `SHA-256 ${state.model.sha256}`;
+}
+
+/** Say what is wrong with the machine or the optics, though images come. */
+function writeWarnings(warnings) {
+  element("warnings").hidden = warnings.length === 0;
+  write("warnings", warnings.map(sentence).join(" "), true);
 }
 
 /** Say what stands between the user and a live image, or null; stalled_s: time without a new result. */

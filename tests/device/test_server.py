@@ -459,7 +459,7 @@ def test_the_name_given_to_listen_on_is_answered(monkeypatch, tmp_path):
     (tmp_path / "token").write_text("x" * 40)
     monkeypatch.setenv("LEARN2SOFI_TOKEN_FILE", str(tmp_path / "token"))
 
-    def stand_in(pipeline, host="localhost", token=None):
+    def stand_in(pipeline, host="localhost", token=None, recordings=None):
         told.extend([host, token])
         raise UserError("enough")
 

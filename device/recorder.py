@@ -1,0 +1,333 @@
+"""Raw frames to OME-TIFF, each with its timestamp, exposure and gain, without losing one."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+
+from device.camera import Frame
+from device.errors import FaultError, UserError
+from device.ometiff import NAMESPACE, check_output, whole_or_nothing
+
+if TYPE_CHECKING:
+    from device.microscope import Microscope
+    from device.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+WAITING_BYTES = 256 * 1024 * 1024
+"""Frames that may wait for the disk, in bytes; a minute of 128 x 128 px, seconds of full frames."""
+
+
+class RecordingError(FaultError):
+    """A recording ended before it was asked to; the text is one sentence for the user."""
+
+
+class Recorder:
+    """Writes frames in a thread of its own, so that the camera never waits for a disk.
+
+    The file appears under its name when it is whole. If the disk stays behind for too long, the
+    recording ends there: what it holds has no hole.
+
+    Parameters
+    ----------
+    path : Path
+        The file, ``.ome.tif``.
+    pixel_size_um : float, optional
+        Side of a pixel in the sample plane in um.
+    annotations : mapping, optional
+        Names and values that the file carries; None is left out.
+    waiting_bytes : int
+        Frames that may wait for the disk, in bytes.
+
+    Raises
+    ------
+    OutputError
+        The path cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        pixel_size_um: float | None = None,
+        annotations: Mapping[str, object] | None = None,
+        waiting_bytes: int = WAITING_BYTES,
+    ) -> None:
+        check_output(path)
+        self.path = path
+        self._pixel_size_um = pixel_size_um
+        self._annotations = dict(annotations or {})
+        self._waiting_bytes = waiting_bytes
+        self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._like: tuple[tuple[int, ...], np.dtype] | None = None
+        self._taken = 0
+        self._written: list[Frame] = []  # without their images
+        self._ended = False
+        self._error: str | None = None
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def frames(self) -> int:
+        """Frames taken in so far."""
+        return self._taken
+
+    @property
+    def error(self) -> str | None:
+        """Why the recording ended by itself; None if it did not."""
+        return self._error
+
+    def add(self, frame: Frame) -> bool:
+        """Take a frame in; returns at once.
+
+        Parameters
+        ----------
+        frame : Frame
+            As it came from the camera.
+
+        Returns
+        -------
+        bool
+            False if the recording has ended.
+        """
+        with self._lock:
+            if self._ended:
+                return False
+            problem = self._problem(frame)
+            if problem:
+                self._fail(problem)
+                return False
+            self._taken += 1
+            self._queue.put(frame)
+            return True
+
+    def _problem(self, frame: Frame) -> str | None:
+        array = frame.array
+        self._like = self._like or (array.shape, array.dtype)
+        if (array.shape, array.dtype) != self._like:
+            return (
+                f"the frames changed to {array.dtype} {array.shape} after {self._taken} frames; "
+                "expected all alike; the file holds those before, start another recording"
+            )
+        if (self._queue.qsize() + 1) * array.nbytes > self._waiting_bytes:
+            return (
+                f"the disk could not keep up after {self._taken} frames; expected a faster one, "
+                "a smaller region or a lower rate; the file holds the frames up to there"
+            )
+        return None
+
+    def _fail(self, error: str) -> None:
+        self._error = self._error or f"{self.path}: {error}"
+        self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._queue.put(None)
+
+    def finish(self) -> None:
+        """End the recording and wait until the file is whole.
+
+        Raises
+        ------
+        RecordingError
+            It had ended by itself, or there is no file: no frame came, or the disk failed.
+        """
+        with self._lock:
+            self._end()
+        self._thread.join()
+        if self._error:
+            raise RecordingError(self._error)
+
+    def state(self) -> dict[str, Any]:
+        """Tell how the recording stands."""
+        return {
+            "recording": not self._ended,
+            "file": str(self.path),
+            "frames": self._taken,
+            "waiting": max(0, self._taken - len(self._written)),
+            "error": self._error,
+        }
+
+    # --- writer's thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            with whole_or_nothing(self.path) as beside:
+                self._write_pages(beside)
+                tifffile.tiffcomment(beside, self._description().encode())
+        except RecordingError as error:
+            with self._lock:
+                self._fail(str(error))
+        except OSError as error:
+            with self._lock:
+                self._fail(
+                    f"could not be written ({error.strerror or error}); expected room and a "
+                    "working disk; nothing was left behind, free some space and record again"
+                )
+
+    def _write_pages(self, beside: Path) -> None:
+        with tifffile.TiffWriter(beside, bigtiff=True, ome=False) as tiff:
+            while (frame := self._queue.get()) is not None:
+                tiff.write(
+                    frame.array,  # (H, W)
+                    contiguous=True,
+                    photometric="minisblack",
+                    metadata=None,
+                    description=NAMESPACE if not self._written else None,
+                    software=NAMESPACE,
+                )
+                self._written.append(_without_image(frame))
+            if not self._written:
+                raise RecordingError(
+                    "no frame came; expected at least one; look whether the camera delivers"
+                )
+
+    def _description(self) -> str:
+        """Write OME-XML: each plane's time since the first and its exposure, and all exactly."""
+        assert self._like is not None
+        (height, width), dtype = self._like
+        frames = self._written
+        xml = tifffile.OmeXml()
+        xml.addimage(
+            dtype,
+            (len(frames), height, width),
+            (len(frames), 1, 1, height, width, 1),
+            axes="TYX",
+            Plane=_planes(frames),
+            MapAnnotation=_notes(frames, self._annotations),
+            **_pixel_size(self._pixel_size_um),
+        )
+        return xml.tostring(declaration=True)
+
+
+def _without_image(frame: Frame) -> Frame:
+    return Frame(np.empty((0, 0)), frame.timestamp_ns, frame.index, frame.exposure_us, frame.gain)
+
+
+def _planes(frames: list[Frame]) -> dict[str, list[Any]]:
+    first_ns = frames[0].timestamp_ns
+    planes: dict[str, list[Any]] = {
+        "DeltaT": [(frame.timestamp_ns - first_ns) * 1e-9 for frame in frames],
+        "DeltaTUnit": ["s"] * len(frames),
+    }
+    if all(frame.exposure_us is not None for frame in frames):
+        planes["ExposureTime"] = [(frame.exposure_us or 0) * 1e-6 for frame in frames]
+        planes["ExposureTimeUnit"] = ["s"] * len(frames)
+    return planes
+
+
+def _notes(frames: list[Frame], annotations: Mapping[str, object]) -> dict[str, str]:
+    # OME has no place for a plane's gain, and DeltaT would round the timestamps.
+    columns: dict[str, list[Any]] = {
+        "timestamps_ns": [frame.timestamp_ns for frame in frames],
+        "exposures_us": [frame.exposure_us for frame in frames],
+        "gains": [frame.gain for frame in frames],
+    }
+    notes = {"Namespace": NAMESPACE, "content": "raw frames, uncorrected"}
+    notes |= {name: str(value) for name, value in annotations.items() if value is not None}
+    for name, values in columns.items():
+        if None not in values:
+            notes[name] = " ".join(map(str, values))
+    return notes
+
+
+def _pixel_size(pixel_size_um: float | None) -> dict[str, Any]:
+    if pixel_size_um is None:
+        return {}
+    sizes = {f"PhysicalSize{axis}": pixel_size_um for axis in "XY"}
+    return {**sizes, **{f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}}
+
+
+class Recordings:
+    """The daemon's recordings: one at a time, named by the time of their beginning.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+        Whose camera's frames are recorded.
+    folder : Path
+        Where the files go; made when the first is begun.
+    microscope : Microscope
+        Whose pixel size and optics the files carry.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        folder: Path,
+        microscope: Microscope,
+    ) -> None:
+        self._pipeline = pipeline
+        self._folder = folder
+        self._microscope = microscope
+        self._lock = threading.Lock()
+        self._recorder: Recorder | None = None
+        self._untap: Callable[[], None] = lambda: None
+
+    def start(self) -> dict[str, Any]:
+        """Begin a recording; its state.
+
+        Raises
+        ------
+        UserError
+            One is running, or the folder cannot be written to.
+        """
+        with self._lock:
+            if self._recorder and self._recorder.state()["recording"]:
+                raise UserError(
+                    "a recording is running; expected one at a time; stop it before another"
+                )
+            recorder = self._recorder = self._begin()
+            self._untap()
+            self._untap = self._pipeline.tap(recorder.add)
+            log.info("recording to %s", recorder.path)
+            return recorder.state()
+
+    def _begin(self) -> Recorder:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: cannot be made ({error.strerror}); expected a folder for "
+                "recordings; correct the setting recordings"
+            ) from error
+        name = datetime.now(UTC).strftime("raw-%Y%m%dT%H%M%S.%fZ.ome.tif")
+        camera = self._pipeline.camera
+        return Recorder(
+            self._folder / name,
+            pixel_size_um=self._microscope.pixel_size_um(camera),
+            annotations={"camera": camera.name, **self._microscope.notes()},
+        )
+
+    def stop(self) -> dict[str, Any]:
+        """End the recording, if there is one, and return its state when the file is whole."""
+        with self._lock:
+            self._untap()
+            if self._recorder is None:
+                return self._state()
+            try:
+                self._recorder.finish()
+            except RecordingError as error:
+                log.warning("recording: %s", error)
+            return self._state()
+
+    def state(self) -> dict[str, Any]:
+        """Tell how the recording stands."""
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        recorder = self._recorder
+        if recorder is None:
+            return {"recording": False, "file": None, "frames": 0, "waiting": 0, "error": None}
+        return recorder.state()
