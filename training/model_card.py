@@ -73,6 +73,7 @@ others its first 30.
 |---|---|
 | Command | `{command}` |
 | Revision | `{git_revision}` |
+| Begun with | {begun_with} |
 | Seed | {seed} |
 | Settings | `learn2sofi-{version}.settings.json`, SHA-256 of the run's `{settings_sha256:.16}...` |
 | Conversion | revision `{conversion_git_revision}`, calibrated on {calibration_stacks} simulated stacks |
@@ -146,7 +147,19 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         int8=int8,
         measured=_measured(evaluation),
         chosen=_chosen(training),
+        begun_with=_begun_with(training),
         **training,
+    )
+
+
+def _begun_with(training: Mapping[str, Any]) -> str:
+    """Say which weights the run began with."""
+    if "initial" not in training:
+        return "random weights"
+    initial = training["initial"]
+    return (
+        f"the best weights of `{initial['command']}` at revision `{initial['git_revision']}`, "
+        f"seed {initial['seed']}"
     )
 
 
