@@ -123,12 +123,6 @@ def puncta(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     return _unit_maximum(grid.histogram(points, rng.lognormal(0, 0.5, len(points))))
 
 
-def beads(grid: Grid, rng: np.random.Generator) -> np.ndarray:
-    """A few points far apart, of nearly equal brightness: what a PSF is measured on."""
-    points = grid.points(grid.draw_number((60, 900), rng), rng)
-    return _unit_maximum(grid.histogram(points, rng.uniform(0.7, 1, len(points))))
-
-
 def _rod_frame(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
     """Distance of every pixel from a random segment, with the segment's length and radius."""
     y, x = grid.coordinates()
@@ -209,7 +203,6 @@ THIN: dict[str, Family] = {
     "filament_bundles": filament_bundles,
     "rings": rings,
     "puncta": puncta,
-    "beads": beads,
 }
 CONTINUOUS: dict[str, Family] = {
     "filled_rods": filled_rods,
