@@ -110,8 +110,8 @@ def test_training_validation_and_calibration_never_share_a_specimen(
     seeds["training"] = [plan(SMALL, 1, p, n).seed for p in range(8) for n in range(200)]
 
     def recorded(split: str) -> Any:
-        def make_example(_: object, __: int, ___: int, ____: bool, seed: tuple[int, ...]) -> Any:
-            seeds[split].append(seed)
+        def make_example(*arguments: Any) -> Any:
+            seeds[split].append(arguments[4])
             return dataset.Example(*np.zeros((4, 1, 16, 16), np.float32), 1.0)
 
         return make_example

@@ -20,17 +20,17 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(ge=0)
+    seed: int = Field(1, ge=0)
     """Of everything random: specimens, weights."""
-    updates: int = Field(ge=1)
+    updates: int = Field(5000, ge=1)
     """Updates of the weights; the learning rate falls to a hundredth over them."""
-    epoch_updates: int = Field(ge=1)
+    epoch_updates: int = Field(250, ge=1)
     """Updates between two validations, each followed by a checkpoint; divides `updates`."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Of Adam, at its highest."""
-    warmup_updates: int = Field(ge=0)
+    warmup_updates: int = Field(200, ge=0)
     """Updates over which the learning rate rises."""
-    clip_norm: float = Field(gt=0)
+    clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
