@@ -50,7 +50,7 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/mypy systemd/deploy.py systemd/on_device.py
 
 .PHONY: test-system
-test-system: test-browser ## tests that need Debian's packages (installs them)
+test-system: test-browser test-camera ## tests that need Debian's packages (installs them)
 
 .PHONY: test-browser
 test-browser: setup-dev ## the live page in headless Chromium
