@@ -57,15 +57,19 @@ def narrowed(model: bytes) -> bytes:
     return bytes(builder.Output())
 
 
+def operator_names(parsed: Any) -> list[str]:
+    """Name each of a parsed model's operator codes; an operator's `opcodeIndex` points into it."""
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    return [
+        names[max(code.builtinCode, code.deprecatedBuiltinCode)] for code in parsed.operatorCodes
+    ]
+
+
 class _Kinds:
     """Names the operators of a parsed model."""
 
     def __init__(self, parsed: Any) -> None:
-        names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-        self._names = [
-            names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            for code in parsed.operatorCodes
-        ]
+        self._names = operator_names(parsed)
 
     def name(self, operator: Operator) -> str:
         return self._names[operator.opcodeIndex]

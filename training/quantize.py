@@ -25,7 +25,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
 from training.example import WINDOW, make_example
-from training.narrowing import narrowed
+from training.narrowing import narrowed, operator_names
 from training.network import Step, build_step
 from training.revision import git_revision
 from training.settings import TrainingSettings
@@ -132,10 +132,9 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
 
 def operators(model: bytes) -> Counter[str]:
     """Count the operators of a TFLite file by name."""
-    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in parsed.operatorCodes]
-    return Counter(names[codes[op.opcodeIndex]] for op in parsed.subgraphs[0].operators)
+    names = operator_names(parsed)
+    return Counter(names[op.opcodeIndex] for op in parsed.subgraphs[0].operators)
 
 
 def float_tensors(model: bytes) -> list[str]:
