@@ -21,6 +21,7 @@ from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
 from training import evaluate, model_card
 from training.example import WINDOW
+from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion
 from training.settings import TrainingSettings
@@ -223,6 +224,7 @@ def main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
         staging = Path(folder)
         path = write_pair(arguments.run, arguments.version, staging)
+        add_golden(path)
         if not arguments.no_evaluation:
             evaluate_pair(path, arguments.evaluation, arguments.measured)
             write_card(staging)

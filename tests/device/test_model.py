@@ -370,6 +370,27 @@ def test_the_other_runtime_is_taken_where_the_first_is_missing(monkeypatch):
     assert asked == ["ai_edge_litert.interpreter", "tflite_runtime.interpreter"]
 
 
+@pytest.mark.parametrize("runtime", ["ai-edge-litert", "tflite-runtime"])
+def test_the_runtime_asked_for_is_the_only_one_tried(runtime, monkeypatch):
+    """Mutations: the other one taken silently; the names swapped."""
+    asked = []
+
+    def missing(name: str):
+        asked.append(name)
+        raise ImportError(name)
+
+    monkeypatch.setattr(model.importlib, "import_module", missing)
+    with pytest.raises(ModelError, match=f"runtime {runtime} is not installed"):
+        model._interpreter_class(runtime)
+    assert asked == [f"{runtime.replace('-', '_')}.interpreter"]
+
+
+def test_a_step_knows_its_form_its_runtime_and_its_folder(write_model, tmp_path):
+    """Mutation: the version for the form; golden windows looked for beside another model."""
+    step = load_step(write_model(), runtime="ai-edge-litert")
+    assert (step.form, step.runtime, step.folder) == ("int8", "ai-edge-litert", tmp_path)
+
+
 def test_a_failing_runtime_is_a_sentence(write_model):
     """Mutation: RuntimeError of `invoke` reaches the reconstruction thread."""
     step = load_step(write_model())
