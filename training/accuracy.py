@@ -13,13 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ import numpy as np
 
 from device.errors import UserError
 from device.model import MODELS_DIR, Step, load_step
-from training import drift, evaluate, frozen
+from training import drift, evaluate, frozen, simulators
 from training.golden import golden_stacks
 from training.inspection import CountingStep, Saturation, ends_of_outputs, signal_to_noise_db
 from training.scenes import KINDS, draw_scene
@@ -149,20 +146,13 @@ def _counting(step: Step, path: Path) -> CountingStep:
     return CountingStep(step, {name: ends[name] for name in step.manifest.state.values()})
 
 
-@contextmanager
-def _workers(count: int) -> Iterator[Executor]:
-    """Processes of their own: interpreters and threads do not survive a fork."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(count, mp_context=context) as pool:
-        yield pool
-
-
 def play(files: Mapping[str, Path], frames: int, workers: int) -> list[JobResult]:
     """Do the job of every kind of scene, in so many processes; 0 is in this one."""
     jobs = [Job(kind, files, frames) for kind in KINDS]
-    if not workers:
+    pool = simulators.start(workers)
+    if pool is None:
         return [do(job) for job in jobs]
-    with _workers(workers) as pool:
+    with pool:
         return list(pool.map(do, jobs))
 
 
@@ -387,7 +377,7 @@ def _rounded(value: Any) -> Any:
         return {name: _rounded(each) for name, each in value.items()}
     if isinstance(value, list):
         return [_rounded(each) for each in value]
-    return round(value, 5) if isinstance(value, float) else value
+    return round(value, 7) if isinstance(value, float) else value
 
 
 def own_scores(frozen_json: Path) -> list[evaluate.Score]:

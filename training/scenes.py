@@ -97,7 +97,7 @@ def draw_scene(kind: str, size_px: int, rng: np.random.Generator) -> Scene:
     family, fluctuation = KINDS[kind]
     density = _specimen(family, size_px, rng)  # (H', W')
     site, strength = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    brightness = density
+    brightness = density.astype(np.float32)
     if isinstance(fluctuation, Blinking):
         probability = density.ravel() / density.sum(dtype=np.float64)
         site = rng.choice(density.size, EMITTERS, p=probability / probability.sum())

@@ -32,9 +32,9 @@ class LeakyStep(Step):
             "frames": 30,
             "upsampling": 2,
             "size_multiple": 1,
-            "inputs": {"frame": frame, "mean": frame, "h": frame},
-            "outputs": {"image": {"shape": (1, 128, 128, 1)}, "h_out": frame},
-            "state": {"h": "h_out"},
+            "inputs": {"frame": frame, "mean": frame, "h": frame, "weight": frame},
+            "outputs": {"image": {"shape": (1, 128, 128, 1)}, "h_out": frame, "weight_out": frame},
+            "state": {"h": "h_out", "weight": "weight_out"},
             "normalization": {
                 "background_percentile": 5,
                 "scale_percentile": 99.5,
@@ -51,7 +51,9 @@ class LeakyStep(Step):
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         h = self.memory * inputs["h"] + (1 - self.memory) * inputs["frame"]
-        return {"image": h.repeat(2, axis=1).repeat(2, axis=2), "h_out": h}
+        weight = self.memory * inputs["weight"] + (1 - self.memory)
+        image = (h / weight).repeat(2, axis=1).repeat(2, axis=2)
+        return {"image": image, "h_out": h, "weight_out": weight}
 
 
 class ForgetfulStep(LeakyStep):
@@ -59,7 +61,7 @@ class ForgetfulStep(LeakyStep):
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         image = inputs["mean"].repeat(2, axis=1).repeat(2, axis=2)
-        return {"image": image, "h_out": inputs["h"]}
+        return {"image": image, "h_out": inputs["h"], "weight_out": inputs["weight"]}
 
 
 def rng(seed: int = 1) -> np.random.Generator:
@@ -137,17 +139,19 @@ def test_where_a_stream_is_looked_at():
 def test_a_stream_that_gains_and_one_that_is_a_window_are_told_apart(scene):
     """Mutations: the window scored with carried state; stream and window exchanged; another truth.
 
-    The mean of the last 30 frames is the same in both modes. A memory of 33 frames is at 30 frames
-    what the window is, and later sees more of them.
+    The mean of the last 30 frames is the same in both modes. A memory of 200 frames is at 30 frames
+    what the window is, and later averages over more of them; the blur, which is most of the error,
+    leaves 0.05 to 1 dB to be gained.
     """
-    steps = {"float32": LeakyStep(), "int8": ForgetfulStep()}
+    steps = {"float32": LeakyStep(0.995), "int8": ForgetfulStep()}
     found = drift.drift("s", scene, steps, 300, rng(3))
     score = {(each.form, each.mode, each.frames): each.psnr_db for each in found}
     assert len(score) == 8
     for frames in (30, 300):
         assert score["int8", "stream", frames] == pytest.approx(score["int8", "window", frames])
     assert score["float32", "stream", 30] == pytest.approx(score["float32", "window", 30], abs=0.3)
-    assert score["float32", "stream", 300] > score["float32", "window", 300] + 0.1
+    gain = score["float32", "stream", 300] - score["float32", "window", 300]
+    assert 0.05 < gain < 1.0
 
 
 @pytest.mark.parametrize("change", ["replaced", "moved"])
