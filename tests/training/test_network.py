@@ -9,7 +9,7 @@ import pytest
 
 from training.network import NetworkSettings, Step, Unrolled, build_step
 
-TINY = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+TINY = NetworkSettings(filters=1, products=1, head_filters=2, head_layers=1)
 Arrays = dict[str, np.ndarray]
 
 
