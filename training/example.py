@@ -91,7 +91,8 @@ class Example:
 
     def turned(self, symmetry: int) -> Example:
         """Turn and mirror it: one of the eight symmetries of the square, 0 for as it is."""
-        return replace(self, **{name: _turned(getattr(self, name), symmetry) for name in _IMAGES})
+        images = [_turned(images, symmetry) for images in (self.frames, self.means, self.truth)]
+        return replace(self, frames=images[0], means=images[1], truth=images[2])
 
     def chunk(
         self, k: int, length: int, read_at: tuple[int, ...]
@@ -113,9 +114,6 @@ class Example:
             "gain": self.scales[read] / np.float32(self.unit),
         }
         return inputs, np.broadcast_to(self.truth, (len(read), *self.truth.shape))
-
-
-_IMAGES = ("frames", "means", "truth")
 
 
 def _turned(images: np.ndarray, symmetry: int) -> np.ndarray:

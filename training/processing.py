@@ -73,4 +73,4 @@ def interpolate_green(frames: np.ndarray) -> np.ndarray:
 
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
     _, coded = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE)
+    return np.asarray(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE))
