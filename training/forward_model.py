@@ -144,13 +144,15 @@ def simulate(
     emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
     light = form_image(emission, psf, margin, shape)  # (T, H, W)
     peak = float(np.percentile(light.mean(axis=0), 99.9))
-    if peak < DARK * form_image(brightness, psf, margin, shape).max() or peak == 0:
+    target = target_image(brightness, margin)  # (2H, 2W)
+    seen = peak > DARK * form_image(brightness, psf, margin, shape).max()
+    if not (seen and np.percentile(target, 99.9) > 0.01 * target.max()):
         return simulate(settings, frames, shape, rng)
     photons = _log_uniform(settings.photons, rng)
     ambient = draw_background(settings, photons, shape, rng)  # (H, W)
     sensor = draw_sensor(settings, photons, rng)
     adu = sensor.expose(light * (photons / peak) + ambient, rng)
-    truth = target_image(brightness, margin) * (photons / peak * sensor.adu_per_photon())
+    truth = target * (photons / peak * sensor.adu_per_photon())
     about = {"family": family, "psf_sigma_px": sigma_px, "photons": photons}
     return Stack(adu, truth, about | {"fluctuation": fluctuation, "sensor": sensor})
 
