@@ -583,12 +583,18 @@ class Pipeline:
         while not self._stopping.is_set() and not self._reopening.is_set():
             try:
                 frame = self._camera.read(_READ_TIMEOUT_S)
-            except CameraTimeout:
+            except CameraTimeout as error:
                 if self._clock() - quiet_since_s > self._patience_s():
-                    raise
+                    raise self._silence() from error
                 continue
             quiet_since_s = self._clock()
             self._admit(frame, intake)
+
+    def _silence(self) -> CameraTimeout:
+        return CameraTimeout(
+            f"{self._camera.name} gave no frame within {self._patience_s():g} s; expected one "
+            f"every {self._era.interval_s:.3g} s; look at its cable and at `learn2sofi check`"
+        )
 
     def _open_camera(self) -> None:
         began_s = self._clock()
