@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -25,6 +26,7 @@ EMBEDDED_NAME = "learn2sofi_manifest"
 FILLABLE_INPUTS = frozenset({"frame", "mean", "previous", "psf_sigma_px"})
 """Inputs that the device knows how to fill, beside the state."""
 
+_MOST_THREADS = 4
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FILE_NAME = re.compile(r"(?P<stem>.+-(?P<version>\d+(\.\d+)*))-(?P<form>[a-z0-9]+)\.tflite")
 
@@ -261,7 +263,7 @@ def load_step(path: Path | None = None, threads: int = 1) -> Step:
     path : Path, optional
         The ``.tflite`` file, its manifest beside it; default is the newest int8 model of ours.
     threads : int
-        Threads that one step may use.
+        Threads that one step may use; 0 is `usable_threads`. The result does not depend on it.
 
     Raises
     ------
@@ -275,7 +277,13 @@ def load_step(path: Path | None = None, threads: int = 1) -> Step:
     manifest = _validated(fields, manifest_path)
     sha256 = _check_file(path, content, manifest, manifest_path)
     _check_embedded(path, content, fields)
-    return Step(manifest, _interpreter(path, content, threads), path.stem, sha256)
+    interpreter = _interpreter(path, content, threads or usable_threads())
+    return Step(manifest, interpreter, path.stem, sha256)
+
+
+def usable_threads() -> int:
+    """Count the cores that this process may use, at most 4: a step gains little from more."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def newest_model(folder: Path) -> Path:

@@ -67,6 +67,16 @@ def test_the_scores_can_be_had_again(documents, steps, stack_id):
         assert metrics.psnr_db(image, stack.target) == pytest.approx(recorded, abs=0.05)
 
 
+def test_threads_change_nothing(steps):
+    """Mutation: a kernel whose sums depend on how the image was divided; `threads` is free then."""
+    frames = np.random.default_rng(8).poisson(200, (4, 48, 50)).astype(np.uint16)
+    for form, step in steps.items():
+        path = MODELS_DIR / f"{step.name}.tflite"
+        images = [reconstruct_window(load_step(path, n), frames).image for n in (1, 2, 4)]
+        for image in images[1:]:
+            np.testing.assert_array_equal(image, images[0], form)
+
+
 @pytest.mark.parametrize("mode", ["window", "stream 30", "stream 120"])
 def test_it_beats_the_mean(documents, steps, mode):
     """What the first light had to show; the recorded scores are checked above."""
