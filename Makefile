@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 RUN_ARGS ?=
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TRAIN_ARGS ?=
+ACCURACY_ARGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -46,7 +47,7 @@ setup-dev: $(VENV)/.setup-dev ## install training and test tools too
 
 .PHONY: test
 test: setup-dev lint ## lint, types and all tests that need pip only
-	$(BIN)/pytest -m "not browser and not camera and not deploy and not deploy_arm"
+	$(BIN)/pytest -m "not browser and not camera and not deploy and not deploy_arm and not arm"
 
 .PHONY: lint
 lint: setup-dev ## ruff and mypy
@@ -56,12 +57,17 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/mypy systemd/deploy.py systemd/on_device.py
 
 .PHONY: test-system
-test-system: test-browser test-camera test-deploy ## tests that need Debian's packages (installs them)
+test-system: test-browser test-arm test-camera test-deploy ## tests that need Debian's packages (installs them)
 
 .PHONY: test-browser
 test-browser: setup-dev ## the live page in headless Chromium
 	tests/e2e/install-chromium
 	$(BIN)/pytest -m browser
+
+.PHONY: test-arm
+test-arm: setup-dev ## the shipped int8 file on 64-bit Arm (emulated), and in both runtimes
+	tests/arm/make-roots build/arm $(BIN)/pip
+	$(BIN)/pytest -m arm tests/arm
 
 .PHONY: test-camera
 test-camera: ## the daemon on libcamera's virtual camera, in a Debian 13 root
@@ -150,6 +156,10 @@ quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 .PHONY: evaluate
 evaluate: setup-dev ## score every method and model form on the frozen test stacks
 	$(BIN)/python -m training evaluate
+
+.PHONY: accuracy
+accuracy: setup-dev ## what int8 loses, window and stream, as tables and plots in out/accuracy
+	$(BIN)/python -m training accuracy $(ACCURACY_ARGS)
 
 .PHONY: benchmark
 benchmark: setup ## time the model's forms on this machine

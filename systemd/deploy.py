@@ -27,7 +27,8 @@ REMOTE_ROOT = "/opt/learn2sofi"
 
 SENT = (
     *("device/*.py", "device/default.toml", "device/demo.ome.tif", "device/web/*"),
-    *("models/*.tflite", "models/*.json", "models/SHA256SUMS", "models/MODEL_CARD.md"),
+    *("models/*.tflite", "models/*.json", "models/*.npz"),
+    *("models/SHA256SUMS", "models/MODEL_CARD.md"),
     *("systemd/learn2sofi*", "systemd/config.toml", "systemd/requirements/*.txt"),
     *("systemd/on_device.py", "LICENSE"),
 )
