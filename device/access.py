@@ -38,13 +38,22 @@ _MAX_ADDRESSES = 1000
 _MAX_FORM_BYTES = 4096
 _POLICY_VIOLATION = 1008
 
+# The page's own colours; its style sheet is behind the token, too.
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>Learn2SOFI</title>
-<style>body{{font:16px system-ui;background:#111;color:#eee;display:grid;place-items:center;
-min-height:90vh}}input,button{{font:inherit;padding:.4em}}</style>
-<form method="post" action="login"><p><label for="token">{text}</label></p>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="dark"><title>Learn2SOFI</title>
+<style>*{{box-sizing:border-box;margin:0}}
+body{{font:14px/1.4 system-ui,sans-serif;color:#c9c3bb;background:#0b0b0c;display:grid;
+place-items:center;min-height:90vh;padding:20px}}
+form{{width:min(100%,44ch)}}h1{{font-size:17px;font-weight:600;letter-spacing:.02em}}
+label{{display:block;margin:14px 0 8px}}p{{display:flex}}
+input,button{{font:inherit;height:40px;padding:0 13px;color:inherit;background:#151416;
+border:1px solid #29262a;border-radius:7px}}input{{flex:1;min-width:0;margin-right:8px}}
+:focus-visible{{outline:2px solid #d9a35c;outline-offset:2px}}.wrong{{color:#e0795f}}</style>
+<form method="post" action="login"><h1>Learn2SOFI</h1>
+<label for="token" class="{kind}">{text}</label>
 <p><input id="token" name="token" type="password" autocomplete="current-password" required
-autofocus> <button>Open</button></p></form></html>"""
+autofocus><button>Open</button></p></form></html>"""
 _ASK = "The microscope's access token, as shown by the first deploy:"
 _WRONG = "That is not the microscope's access token. Try again:"
 
@@ -237,4 +246,6 @@ def _refusal(request: Request) -> Response:
 
 def _page(text: str) -> Response:
     headers = {"WWW-Authenticate": "Bearer", "Cache-Control": "no-store"}
-    return HTMLResponse(_PAGE.format(text=html.escape(text)), status_code=401, headers=headers)
+    kind = "wrong" if text == _WRONG else "ask"
+    page = _PAGE.format(text=html.escape(text), kind=kind)
+    return HTMLResponse(page, status_code=401, headers=headers)

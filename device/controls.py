@@ -12,6 +12,9 @@ from device.errors import UserError
 DRIFT = 0.05
 """A value this far from what was wanted, relative to it, is reported: sensors count in rows."""
 
+SETTLING_FRAMES = 10
+"""So many frames after a change no deviation is reported: they were on their way already."""
+
 _READ: dict[str, tuple[str, Callable[[float], float]]] = {
     "exposure_us": ("ExposureTime", float),
     "gain": ("AnalogueGain", float),
@@ -90,11 +93,18 @@ class Readings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._metadata: dict[str, Any] = {}
+        self._since_change = 0
 
     def note(self, metadata: Mapping[str, Any]) -> None:
         """Take in a frame's metadata, by libcamera's names."""
         with self._lock:
             self._metadata = dict(metadata)
+            self._since_change += 1
+
+    def expect_change(self) -> None:
+        """Allow the camera some frames to become what is wanted."""
+        with self._lock:
+            self._since_change = 0
 
     def compare(self, name: str, wanted: float | None, limits: Limits | None) -> dict[str, Any]:
         """Tell a control as it is.
@@ -115,12 +125,13 @@ class Readings:
         """
         theirs, convert = _READ[name]
         with self._lock:
-            value = self._metadata.get(theirs)
+            value, settled = self._metadata.get(theirs), self._since_change > SETTLING_FRAMES
         actual = convert(value) if value else None
+        far = bool(wanted and actual and abs(actual - wanted) > DRIFT * wanted)
         return {
             "wanted": wanted,
             "actual": actual,
             "min": limits and limits.low,
             "max": limits and limits.high,
-            "drifted": bool(wanted and actual and abs(actual - wanted) > DRIFT * wanted),
+            "drifted": settled and far,
         }

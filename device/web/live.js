@@ -1,11 +1,15 @@
 // The live page: draws what the socket brings, says what the daemon says, passes on what is chosen.
 
+import { Refusal, ask, order } from "./api.js";
+import { CameraStrip } from "./camera.js";
 import { gradient, lookup } from "./colour.js";
 import { Panel } from "./panel.js";
+import { Recording } from "./recording.js";
 import { LiveSocket } from "./socket.js";
 import { isCameraLost, troubleOf, writeStatus, writeTrouble } from "./status.js";
 
 const STATE_EVERY_MS = 500;
+const CONTROLS_EVERY_MS = 1000;
 const SILENCE_MS = 3000;
 const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction)
 
@@ -48,7 +52,9 @@ function draw(now_ms) {
     requestAnimationFrame(draw);
     return;
   }
+  const first = [...panels.values()].every((panel) => panel.empty);
   for (const [view, image] of waiting) panels.get(view).show(image, table, now_ms / 1000);
+  if (first) showTrouble(); // nobody waits for the first frame any more
   setAspect([...waiting.values()][0]);
   waiting.clear();
   drawn_ms.push(now_ms);
@@ -73,6 +79,7 @@ async function readState() {
   try {
     const answer = await fetch("api/state", { signal: AbortSignal.timeout(SILENCE_MS) });
     if (answer.ok) show(await answer.json());
+    if (answer.status === 401) location.reload(); // the login form comes instead of the page
   } catch (error) {
     if (!["TypeError", "TimeoutError", "AbortError"].includes(error.name)) throw error; // not the network
   } finally {
@@ -102,14 +109,32 @@ function showTrouble() {
 
 let changingMode = false;
 
-async function post(path, body) {
-  const headers = { "Content-Type": "application/json" };
-  return fetch(path, { method: "POST", headers, body: body && JSON.stringify(body) }).catch(showTrouble);
+/** Show why the daemon did not do what was asked; null: it did. */
+function showRefusal(refusal) {
+  if (refusal && !(refusal instanceof Refusal)) throw refusal;
+  const place = document.getElementById("refusal");
+  place.hidden = !refusal;
+  place.textContent = refusal ? refusal.message : "";
+}
+
+const element = (id) => document.getElementById(id);
+const camera = new CameraStrip(element("camera-strip"), element("camera-button"), showRefusal);
+const recording = new Recording(element("record"), element("recording"), showRefusal);
+
+/** Follow what is read back from the camera while it is looked at, and the recording always. */
+async function readControls() {
+  try {
+    await Promise.all([recording.read(), camera.read()]);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error; // the state says when the daemon does not answer
+  } finally {
+    setTimeout(readControls, CONTROLS_EVERY_MS);
+  }
 }
 
 async function setMode(mode) {
   changingMode = true;
-  await post("api/controls", { mode });
+  await ask("api/controls", { mode }).then(() => showRefusal(null), showRefusal);
   changingMode = false;
 }
 
@@ -140,7 +165,7 @@ function setContrast(value) {
 }
 
 async function reset() {
-  await post("api/reset");
+  await order("api/reset").then(() => showRefusal(null), showRefusal);
   for (const panel of panels.values()) if (!panel.contrast.locked) panel.contrast.forget();
 }
 
@@ -167,7 +192,7 @@ function listen() {
     panel.figure.querySelector(".enlarge").addEventListener("click", toggle);
   }
   document.addEventListener("keydown", (event) => {
-    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT";
+    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, #camera-strip input");
     if (!typing) KEYS[event.key]?.();
   });
 }
@@ -176,3 +201,4 @@ listen();
 setColour(["magenta", "viridis"].find((name) => name === localStorage.getItem("colour")) ?? "grey");
 setLayout("all");
 readState();
+readControls();

@@ -1,5 +1,7 @@
 // What the daemon says of itself: the status line, and what is wrong.
 
+import { sentence } from "./api.js";
+
 const PATIENCE_S = 2;
 const INTERVALS = 10;
 
@@ -66,8 +68,6 @@ function cameraDetail({ last_frame_age_s, error }) {
   const age = last_frame_age_s == null ? "No frame has come yet." : `Last frame ${Math.round(last_frame_age_s)} s ago.`;
   return error ? `${sentence(error)} ${age}` : age;
 }
-
-const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1).replace(/\.?$/, ".")}`;
 
 /** Say it over the pictures. */
 export function writeTrouble(stage, found) {

@@ -176,17 +176,36 @@ def test_every_frame_at_120_a_second_is_recorded_in_order(demo, tmp_path):
     assert (np.diff(stamps_ns) > 0).all()
 
 
-def test_the_daemon_keeps_up_with_120_a_second(demo):
-    """Mutation: a queue of one frame between camera and step."""
-    # A region as small as the numbers, so that what is shown is the daemon's way of going about it
-    # and not the build machine's speed.
-    with _daemon(FPS, LEARN2SOFI_ROI="0,0,32,96") as daemon:
-        state = daemon.until(lambda s: s["frames_captured"] >= 600, "600 frames")
-    sys.stderr.write(f"latency {state['latency_ms']}, {state['fps_camera']:.1f} frames/s\n")
-    assert state["frames_skipped"] == 0
-    assert sum(state["frames_discarded"].values()) == 0
+def test_the_daemon_keeps_up_with_120_a_second(demo, tmp_path):
+    """Mutation: a queue of one frame between camera and step; a frame lost between them.
+
+    The shipped model reconstructs every frame at 128 x 128 px, and a recording beside it has every
+    number. It needs two cores that are free: a step takes most of a frame's 8.3 ms on one.
+    """
+    frames = 720
+    with _daemon(FPS, LEARN2SOFI_RECORDINGS=str(tmp_path)) as daemon:
+        path = Path(daemon.post("api/recording", recording=True)["file"])
+        daemon.until(lambda s: s["frames_captured"] >= frames, f"{frames} frames")
+        daemon.post("api/recording", recording=False)
+        state = daemon.state()
+    sys.stderr.write(
+        f"{state['frames_processed']} of {state['frames_captured']} frames reconstructed, "
+        f"{state['frames_skipped']} skipped, {state['fps_reconstruction']:.1f} a second, "
+        f"latency {state['latency_ms']['p50']:.0f} ms, p95 {state['latency_ms']['p95']:.0f} ms\n"
+    )
+    assert state["frames_skipped"] == sum(state["frames_discarded"].values()) == 0
     assert 0 <= state["frames_captured"] - state["frames_processed"] <= 1
     assert state["error"] is None
+    _assert_in_order(_numbers(tifffile.imread(path)), at_least=frames // 2)
+
+
+def _assert_in_order(numbers: np.ndarray, at_least: int) -> None:
+    """Each number comes as often as it is shown, and then the next; ends may be cut, (T,)."""
+    assert len(numbers) >= at_least
+    starts = np.flatnonzero(np.diff(numbers)) + 1
+    assert set(np.diff(starts)) == {SHOWN}
+    assert set(np.diff(numbers[starts]) % 2**BITS) == {1}
+    assert starts[0] <= SHOWN and len(numbers) - starts[-1] <= SHOWN
 
 
 def test_from_camera_to_snapshot(demo):

@@ -370,6 +370,23 @@ def test_the_other_runtime_is_taken_where_the_first_is_missing(monkeypatch):
     assert asked == ["ai_edge_litert.interpreter", "tflite_runtime.interpreter"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "cores", "given"), [(3, 16, 3), (1, 2, 1), (0, 1, 1), (0, 2, 2), (0, 16, 4)]
+)
+def test_0_threads_are_as_many_as_there_are_cores(write_model, monkeypatch, asked, cores, given):
+    """Mutations: 0 handed on to the runtime, which makes it 1; a thread for each of 16 cores."""
+    interpreter, took = model._interpreter_class(), []
+
+    def spy(**options):
+        took.append(options["num_threads"])
+        return interpreter(**options)
+
+    monkeypatch.setattr(model, "_interpreter_class", lambda *_: spy)
+    monkeypatch.setattr(model.os, "sched_getaffinity", lambda _: set(range(cores)))
+    load_step(write_model(), asked)
+    assert took == [given]
+
+
 @pytest.mark.parametrize("runtime", ["ai-edge-litert", "tflite-runtime"])
 def test_the_runtime_asked_for_is_the_only_one_tried(runtime, monkeypatch):
     """Mutations: the other one taken silently; the names swapped."""

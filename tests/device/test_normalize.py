@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device.normalize import NormalizationSettings, Scaling, measure
+from device.normalize import NormalizationSettings, Scaling, _percentiles, measure
 
 SIZE = 128
 
@@ -114,6 +114,21 @@ def test_the_percentiles_land_on_zero_and_one(seed):
     # A percentile lies between two of 2000 pixels: equal but for float32 rounding.
     assert np.percentile(normalized, 5.0) == pytest.approx(0, abs=1e-5)
     assert np.percentile(normalized, 99.5) == pytest.approx(1, abs=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    low=st.sampled_from((0.0, 5.0, 33.3)) | st.floats(0, 100),
+    high=st.sampled_from((50.0, 99.5, 100.0)) | st.floats(0, 100),
+    rounded=st.booleans(),
+)
+def test_the_percentiles_are_numpys_to_the_last_bit(seed, shape, low, high, rounded):
+    """Mutations: the nearest value instead of between two; a place off by one; float32 steps."""
+    image = np.random.default_rng(seed).normal(100, 1000, shape).astype(np.float32)
+    image = np.round(image, -2) if rounded else image  # many pixels alike
+    assert _percentiles(image, low, high) == list(np.percentile(image, (low, high)))
 
 
 @settings(max_examples=30, deadline=None)

@@ -83,7 +83,7 @@ def test_text_from_outside_becomes_typed(monkeypatch):
         ("port", "65536"),
         ("port", "-1"),
         ("mode", "both"),
-        ("threads", "0"),
+        ("threads", "-1"),
         ("host", ""),
         ("camera", ""),
         ("log_level", "loud"),

@@ -67,6 +67,16 @@ def test_the_scores_can_be_had_again(documents, steps, stack_id):
         assert metrics.psnr_db(image, stack.target) == pytest.approx(recorded, abs=0.05)
 
 
+def test_threads_change_nothing(steps):
+    """Mutation: a kernel whose sums depend on how the image was divided; `threads` is free then."""
+    frames = np.random.default_rng(8).poisson(200, (4, 48, 50)).astype(np.uint16)
+    for form, step in steps.items():
+        path = MODELS_DIR / f"{step.name}.tflite"
+        images = [reconstruct_window(load_step(path, n), frames).image for n in (1, 2, 4)]
+        for image in images[1:]:
+            np.testing.assert_array_equal(image, images[0], form)
+
+
 @pytest.mark.parametrize("mode", ["window", "stream 30", "stream 120"])
 def test_it_beats_the_mean(documents, steps, mode):
     """What the first light had to show; the recorded scores are checked above."""
@@ -120,15 +130,12 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     """Output pixel j lies at input (j + 0.5) / 2 - 0.5: no shift of the grid above 0.1 output px.
 
     Mutations: rows and columns swapped, a crop off by one, `[::2]` instead of area binning (half
-    an output pixel). Of a single emitter this network misses the place by up to 0.2 px, depending
-    on where in the pixel it lies; tests/device/test_cli.py finds single ones through everything
-    but the network.
+    an output pixel), a network that knows the phases of its folding apart.
     """
     places = np.random.default_rng(5).uniform((12, 14), (20, 26), (10, 2))
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
-    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.1)
-    np.testing.assert_allclose(errors, 0, atol=0.25)
+    np.testing.assert_allclose(errors, 0, atol=0.1)
 
 
 def test_the_embedded_training_record_names_what_made_it(documents):

@@ -155,8 +155,8 @@ def test_embedding_changes_nothing_that_is_computed(models: Path, quantized_run:
     inputs = {
         "frame": rng.random((1, 128, 128, 1), np.float32),
         "mean": rng.random((1, 128, 128, 1), np.float32),
-        "h": np.zeros((1, 64, 64, 4), np.float32),
-        "c": np.zeros((1, 64, 64, 4), np.float32),
+        "h": np.zeros((1, 64, 64, 8), np.float32),
+        "c": np.zeros((1, 64, 64, 8), np.float32),
     }
     for path in (quantized_run / "int8.tflite", models / "learn2sofi-0.1.0-int8.tflite"):
         interpreter = Interpreter(str(path), num_threads=1)
