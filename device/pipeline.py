@@ -711,6 +711,10 @@ class Pipeline:
             self._reconstructor.set_psf(arrival.era.preparation.psf_sigma_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
+        if self._reconstructor.scene_changed(arrival.frame.array):
+            _log.info("frame %d shows another scene: the stream begins anew", arrival.frame.index)
+            self._reconstructor.reset()
+            broken = True
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)
             if broken:

@@ -15,6 +15,7 @@ from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
 from device.ring_buffer import RingBuffer
+from device.scene import SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -100,12 +101,22 @@ class Reconstructor:
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
         self._fed = 0
+        self._scene = SceneWatch()
 
     def reset(self) -> None:
         """Forget all frames: the next one is the first."""
+        self._scene.reset()
         self._state = None
         self._previous = None
         self._fed = 0
+
+    def scene_changed(self, array: np.ndarray) -> bool:
+        """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
+
+        To be asked once for every frame of a stream. Where it is true, `reset` is the caller's to
+        do, and to clear the buffer; a window has no past and is never of another scene.
+        """
+        return self.mode == "stream" and self._scene.changed(array)
 
     def set_psf(self, sigma_px: float | None) -> None:
         """Give the width of the PSF in input px; None is the middle of the model's range."""
@@ -253,6 +264,8 @@ def reconstruct_stream(
 ) -> Iterator[Reconstruction]:
     """Reconstruct one image for every frame, each from the frames up to it.
 
+    Where the scene changes (`device.scene`), the stream begins anew.
+
     Parameters
     ----------
     step : Step
@@ -281,8 +294,12 @@ def reconstruct_stream(
     _checked(first, 0)
     buffer = RingBuffer(step.manifest.frames, first.shape, first.dtype)
     for index, array in enumerate(chain((first,), arrays)):
-        buffer.push(_checked(array, index, first))
-        yield reconstructor._stream(Frame(array, 0, index), buffer)
+        frame = _checked(array, index, first)
+        if reconstructor.scene_changed(array):
+            reconstructor.reset()
+            buffer.clear()
+        buffer.push(frame)
+        yield reconstructor._stream(frame, buffer)
 
 
 def _checked(array: np.ndarray, index: int, like: np.ndarray | None = None) -> Frame:

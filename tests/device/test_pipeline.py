@@ -14,6 +14,7 @@ from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStre
 from device.model import Manifest, ModelError
 from device.pipeline import Pipeline, backoff_delays_s
 from device.ring_buffer import Sums
+from device.scene import SceneWatch
 
 INTERVAL_S = 0.01
 PATIENCE_S = 20  # only a test that fails waits so long
@@ -412,6 +413,26 @@ def test_a_gap_of_more_than_a_second_resets_the_stream(rig):
     assert state["frames_missed"] == 100
     assert (state["gaps"], state["buffer"]["length"], state["warming"]) == (0, 2, True)
     assert _steps_in(pipeline) == 2
+
+
+def test_another_scene_resets_the_stream(rig):
+    """Mutations: the state or the buffer's old frames live on; the watch is not asked."""
+    rng = np.random.default_rng(8)
+    patterns = np.zeros((2, 16, 18))
+    patterns[0, :8], patterns[1, :, 9:] = 1000, 1000
+    frames = rng.poisson(100 + patterns.repeat((70, 20), axis=0)).astype(np.uint16)
+    watch = SceneWatch()
+    (alarm,) = [number for number, frame in enumerate(frames) if watch.changed(frame)][:1]
+    assert 70 < alarm < 82
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    for index, frame in enumerate(frames):
+        camera.put(index, start_index=index, array=frame)
+        _processed(pipeline, index + 1)
+        if index == alarm:
+            assert pipeline.state()["buffer"]["length"] == 1
+    assert _steps_in(pipeline) == len(frames) - alarm
 
 
 def test_a_window_over_a_long_gap_is_marked(rig):

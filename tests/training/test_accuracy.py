@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ from training import accuracy, drift, frozen, inspection, scenes
 from training.__main__ import main
 from training.evaluate import Score
 from training.inspection import CountingStep, Ends, Saturation
+from training.narrowing import narrowed
 from training.optics import image_formation
 
 MEMORY = 0.97
@@ -333,20 +336,35 @@ def test_the_command_writes_table_plot_and_figures(released, tmp_path, capsys):
     assert "stacks" not in json.dumps(short["frozen"])
 
 
-def test_without_narrowing_is_the_same_network_with_wider_ranges(released, tmp_path):
-    """Mutations: the narrowed file copied; other weights; a pair that the device refuses."""
-    from training.narrowing import narrowed
+def test_without_narrowing_is_the_released_network_with_its_ranges_as_they_were(released, tmp_path):
+    """Mutations: the narrowed file copied or narrowed again; other weights; a pair that the device
+    refuses.
 
-    folder = accuracy.without_narrowing(released, tmp_path)
+    The weights are enlarged, so that there are ranges to narrow.
+    """
+    wide_release, folder = tmp_path / "models", tmp_path / "without"
+    shutil.copytree(released, wide_release)
+    folder.mkdir()
+    (weights,) = wide_release.glob("*.weights.h5")
+    enlarge(weights, 6.0)
+    accuracy.without_narrowing(wide_release, folder)
     name = newest_model(released).name
-    wide, narrow = ((each / name).read_bytes() for each in (folder, released))
-    assert scales(wide) != scales(narrow)
-    assert scales(narrowed(wide)) == pytest.approx(scales(narrow))
-    assert (
-        load_step(folder / name).manifest.training == load_step(released / name).manifest.training
-    )
+    wide = (folder / name).read_bytes()
+    assert scales(wide) != scales(narrowed(wide))
+    assert max(scales(wide)) > 2 * max(scales((released / name).read_bytes()))
+    steps = [load_step(each / name) for each in (folder, released)]
+    assert steps[0].manifest.training == steps[1].manifest.training
     twin = name.replace("int8", "float32")
     assert load_step(folder / twin).sha256 == load_step(released / twin).sha256
+
+
+def enlarge(weights: Path, factor: float) -> None:
+    """Multiply all numbers of a weights file."""
+    with h5py.File(weights, "r+") as file:
+        found: list[h5py.Dataset] = []
+        file.visititems(lambda _, x: found.append(x) if isinstance(x, h5py.Dataset) else None)
+        for dataset in found:
+            dataset[...] = factor * dataset[...]
 
 
 def scales(content: bytes) -> list[float]:

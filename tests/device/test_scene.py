@@ -1,0 +1,142 @@
+"""A scene that changes is seen, and one that only fluctuates never is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+
+from device.reconstructor import Reconstructor, reconstruct_stream
+from device.scene import SceneWatch
+from training.fluctuation import Blinking
+from training.forward_model import ForwardModelSettings, simulate
+from training.scenes import KINDS, Scene, draw_scene
+
+from .test_reconstructor import AddingStep
+
+LEARNT = 60
+STAYS = 120
+
+
+def alarms(frames: Iterable[np.ndarray]) -> list[int]:
+    """Numbers of the frames that show another scene; the watch is reset as the stream is."""
+    watch, found = SceneWatch(), []
+    for number, frame in enumerate(frames):
+        if watch.changed(frame):
+            found.append(number)
+            watch.reset()
+    return found
+
+
+def shown(scene: Scene, count: int, seed: int = 1) -> Iterator[np.ndarray]:
+    return islice(scene.frames(np.random.default_rng(seed)), count)
+
+
+@pytest.fixture(scope="module")
+def two() -> dict[str, tuple[Scene, Scene]]:
+    """Of every kind two scenes."""
+    return {
+        kind: (
+            draw_scene(kind, 64, np.random.default_rng(1)),
+            draw_scene(kind, 64, np.random.default_rng(2)),
+        )
+        for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_replaced_specimen_is_seen_within_a_few_frames(kind, two):
+    """Mutations: never; at once, by a single frame; again and again after the reset."""
+    before, after = two[kind]
+    found = alarms(chain(shown(before, STAYS), shown(after, STAYS)))
+    assert len(found) == 1
+    assert 2 < found[0] - STAYS < 15
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_specimen_that_stays_is_never_another(kind, two):
+    """Mutation: fluctuation taken for change, in 1,000 frames of each kind."""
+    assert alarms(shown(two[kind][0], 1_000)) == []
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_no_kind_of_simulated_stack_alarms(seed):
+    """Mutations: the ratio or the least distance lowered; blocks smaller than speckle's grains.
+
+    Stacks of the training's forward model, slow speckle, sparse blinking, bleaching and hot pixels
+    among them. With a ratio of 2 some alarm.
+    """
+    rng = np.random.default_rng((77, seed))
+    stack = simulate(ForwardModelSettings(bleaching_fraction=0.5), 150, (64, 64), rng)
+    assert alarms(stack.frames) == []
+
+
+def test_bleaching_and_brightness_are_no_change(two):
+    """Mutation: patterns compared without taking their brightness off."""
+    frames = np.stack(list(shown(two["tissue, blinking"][0], 240))).astype(np.float32)
+    fading = 100 + (frames - 100) * np.exp(-np.arange(240) / 80)[:, None, None]
+    dimmed = frames.copy()
+    dimmed[STAYS:] = 100 + 0.3 * (dimmed[STAYS:] - 100)
+    assert alarms(fading.astype(np.float32)) == []
+    assert alarms(dimmed) == []
+
+
+@pytest.mark.parametrize("bad", ["black", "flash", "another"])
+def test_a_bad_frame_or_two_are_nothing(bad, two):
+    """Mutation: the mean of a group for its median."""
+    before, after = two["filaments, blinking"]
+    frames = np.stack(list(shown(before, 200)))
+    other = {"black": 0 * frames[0], "flash": 0 * frames[0] + 4095}
+    other["another"] = next(shown(after, 1))
+    frames[[100, 101, 150]] = other[bad]
+    assert alarms(frames) == []
+
+
+def test_noise_alone_is_no_scene():
+    """Mutation: a division by the length of an even pattern, or noise that is far from noise."""
+    rng = np.random.default_rng(5)
+    assert alarms(rng.poisson(100, (300, 32, 40)).astype(np.uint16)) == []
+    assert alarms(np.full((100, 32, 40), 7, np.uint8)) == []
+
+
+def test_before_it_knows_the_scene_it_says_nothing(two):
+    """Mutation: a past of too few frames, whose own distances are too small by chance."""
+    before, after = two["rods, speckle"]
+    assert alarms(chain(shown(before, LEARNT - 30), shown(after, 30))) == []
+
+
+def test_another_size_begins_anew(two):
+    """Mutation: patterns of two sizes stacked."""
+    before, _ = two["rods, speckle"]
+    other = draw_scene("rods, speckle", 48, np.random.default_rng(2))
+    assert alarms(chain(shown(before, STAYS), shown(other, LEARNT - 1))) == []
+
+
+def test_the_stream_begins_anew_with_the_new_scene(two):
+    """Mutations: the state kept; the old frames left in the mean; windows reset too."""
+    before, after = two["filaments, blinking"]
+    frames = np.stack(list(chain(shown(before, STAYS), shown(after, 60))))
+    (alarm,) = alarms(frames)
+    results = list(reconstruct_stream(AddingStep(frames=30), frames))
+    fresh = list(reconstruct_stream(AddingStep(frames=30), frames[alarm:]))
+    assert (results[alarm - 1].warming, results[alarm].warming) == (False, True)
+    for ours, theirs in zip(results[alarm:], fresh, strict=True):
+        np.testing.assert_array_equal(ours.image, theirs.image)
+    watcher = Reconstructor(AddingStep(), "window")
+    assert not any(watcher.scene_changed(frame) for frame in frames)
+
+
+def test_sparse_blinking_is_not_taken_for_change():
+    """Mutations: a fixed threshold, above which a specimen that never looks the same twice is; what
+    is usual judged by the last 60 frames alone."""
+    scene = draw_scene("filaments, blinking", 64, np.random.default_rng(3))
+    sparse = Scene(
+        scene.brightness,
+        Blinking(on_fraction=0.02, on_time_frames=8.0),
+        scene.site[:60],
+        scene.strength[:60],
+        scene.photons * 10,
+    )
+    assert alarms(shown(sparse, 600)) == []
