@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 FORMS = ("float32", "int8")
 FRAMES = 30_000
+RELEASE_FRAMES = 3_000  # of a release, so that it takes minutes
 SCENE_PX = 64
 SEED = 20_062  # first word; scene and purpose are the next
 

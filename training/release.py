@@ -232,7 +232,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
     parser.add_argument(
-        "--accuracy-frames", type=int, default=accuracy.FRAMES, metavar="N", help="longest stream"
+        "--accuracy-frames",
+        type=int,
+        default=accuracy.RELEASE_FRAMES,
+        metavar="N",
+        help="longest stream in the card (default: 3000; `accuracy` plays 30000, minutes longer)",
     )
     parser.add_argument("--no-evaluation", action="store_true", help="write no card: for trying")
 
