@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ class Picamera2:
 
     sensor_format = "R12"
     camera_controls = CONTROLS
+    camera_properties: ClassVar = {"Model": "imx477"}
     silent = threading.Event()
 
     def __init__(self, number: int, tuning: str | None = None) -> None:
