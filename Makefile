@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 RUN_ARGS ?=
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 TRAIN_ARGS ?=
+ACCURACY_ARGS ?=
 
 .DEFAULT_GOAL := help
 
@@ -15,9 +16,11 @@ help: ## list the targets
 
 # --- run ------------------------------------------------------------------------------------------
 
+NEW_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+
 $(VENV)/.setup: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 2; }
+	@$(NEW_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[device]'
 	touch $@
@@ -31,16 +34,20 @@ run: setup ## play the demo stack: live page at http://127.0.0.1:8000 (RUN_ARGS=
 
 # --- develop --------------------------------------------------------------------------------------
 
+$(VENV)/.setup-test: $(VENV)/.setup
+	$(BIN)/pip install --quiet --editable '.[device,dev]'
+	touch $@
+
 $(VENV)/.setup-dev: $(VENV)/.setup
 	$(BIN)/pip install --quiet --editable '.[device,training,dev]'
-	touch $@
+	touch $@ $(VENV)/.setup-test
 
 .PHONY: setup-dev
 setup-dev: $(VENV)/.setup-dev ## install training and test tools too
 
 .PHONY: test
 test: setup-dev lint ## lint, types and all tests that need pip only
-	$(BIN)/pytest -m "not browser and not camera and not deploy and not deploy_arm"
+	$(BIN)/pytest -m "not browser and not camera and not deploy and not deploy_arm and not arm"
 
 .PHONY: lint
 lint: setup-dev ## ruff and mypy
@@ -50,30 +57,37 @@ lint: setup-dev ## ruff and mypy
 	$(BIN)/mypy systemd/deploy.py systemd/on_device.py
 
 .PHONY: test-system
-test-system: test-browser test-camera ## tests that need Debian's packages (installs them)
+test-system: test-browser test-arm test-camera test-deploy ## tests that need Debian's packages (installs them)
 
 .PHONY: test-browser
 test-browser: setup-dev ## the live page in headless Chromium
 	tests/e2e/install-chromium
 	$(BIN)/pytest -m browser
 
+.PHONY: test-arm
+test-arm: setup-dev ## the shipped int8 file on 64-bit Arm (emulated), and in both runtimes
+	tests/arm/make-roots build/arm $(BIN)/pip
+	$(BIN)/pytest -m arm tests/arm
+
 .PHONY: test-camera
 test-camera: ## the daemon on libcamera's virtual camera, in a Debian 13 root
 	tests/camera/run
 
 .PHONY: test-deploy
-test-deploy: setup-dev ## `make deploy` to a real systemd in a container (needs root or sudo)
+test-deploy: $(VENV)/.setup-test ## `make deploy` to a real systemd in a container (needs root or sudo)
+	tests/deploy/may-mount
 	tests/deploy/build-root build/deploy/root
 	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine $$(uname -m) \
 	  --python $$(tests/deploy/python-of build/deploy/root)
-	$(SUDO) $(BIN)/pytest -m deploy --log-cli-level=INFO tests/deploy
+	$(SUDO) env CI=$(CI) $(BIN)/pytest -m deploy --log-cli-level=INFO tests/deploy
 
 .PHONY: test-deploy-arm
-test-deploy-arm: setup-dev ## the same into emulated 64-bit Arm, up to the first reconstruction (slow)
+test-deploy-arm: $(VENV)/.setup-test ## the same into emulated 64-bit Arm, up to the first reconstruction (slow)
+	tests/deploy/may-mount
 	tests/deploy/build-root build/deploy/root-arm64 arm64
 	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine aarch64 \
 	  --python $$(tests/deploy/python-of build/deploy/root-arm64)
-	$(SUDO) $(BIN)/pytest -m deploy_arm tests/deploy
+	$(SUDO) env CI=$(CI) $(BIN)/pytest -m deploy_arm tests/deploy
 
 # --- deploy ---------------------------------------------------------------------------------------
 
@@ -85,28 +99,32 @@ WHEELHOUSE ?= build/wheelhouse
 DEPLOY_ARGS ?=
 HOST_AND_SSH = $(or $(HOST),$(error Say to which device: make $@ HOST=pi@microscope.local)) --ssh '$(SSH)'
 
+.PHONY: new-python
+new-python:
+	@$(NEW_PYTHON)
+
 .PHONY: deploy
-deploy: ## bring this tree into service on a Pi (HOST=pi@microscope.local); twice changes nothing
+deploy: new-python ## bring this tree into service on a Pi (HOST=pi@microscope.local); twice changes nothing
 	$(DEPLOY) deploy $(HOST_AND_SSH) --wheelhouse $(WHEELHOUSE) $(DEPLOY_ARGS)
 
 .PHONY: rollback
-rollback: ## back to the release before (HOST=...)
+rollback: new-python ## back to the release before (HOST=...)
 	$(DEPLOY) rollback $(HOST_AND_SSH)
 
 .PHONY: status
-status: ## how the service stands (HOST=...)
+status: new-python ## how the service stands (HOST=...)
 	$(DEPLOY) status $(HOST_AND_SSH)
 
 .PHONY: logs
-logs: ## the service's journal (HOST=..., FOLLOW=1)
+logs: new-python ## the service's journal (HOST=..., FOLLOW=1)
 	$(DEPLOY) logs $(HOST_AND_SSH) $(if $(FOLLOW),--follow)
 
 .PHONY: listen
-listen: ## open the page to a network, behind the token (HOST=..., NETWORK=192.168.1.0/24 or none)
+listen: new-python ## open the page to a network, behind the token (HOST=..., NETWORK=192.168.1.0/24 or none)
 	$(DEPLOY) listen $(HOST_AND_SSH) --network $(or $(NETWORK),any)
 
 .PHONY: undeploy
-undeploy: ## remove the service, leave configuration and recordings (HOST=..., PURGE=1: these too)
+undeploy: new-python ## remove the service, leave configuration and recordings (HOST=..., PURGE=1: these too)
 	$(DEPLOY) undeploy $(HOST_AND_SSH) $(if $(PURGE),--purge)
 
 .PHONY: wheelhouse
@@ -138,6 +156,10 @@ quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 .PHONY: evaluate
 evaluate: setup-dev ## score every method and model form on the frozen test stacks
 	$(BIN)/python -m training evaluate
+
+.PHONY: accuracy
+accuracy: setup-dev ## what int8 loses, window and stream, as tables and plots in out/accuracy
+	$(BIN)/python -m training accuracy $(ACCURACY_ARGS)
 
 .PHONY: benchmark
 benchmark: setup ## time the model's forms on this machine

@@ -1,4 +1,4 @@
-"""The commands that use a camera without a model: ``learn2sofi record | calibrate | check``."""
+"""The commands that need no daemon: ``learn2sofi record | calibrate | check``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from device.camera import Camera, CameraTimeout, EndOfStream, Frame, facts_of
 from device.errors import FaultError, UserError
 
 if TYPE_CHECKING:
+    from device.check import Finding
     from device.settings import Settings
 
 CALIBRATION_FRAMES = 100
@@ -62,7 +63,10 @@ def add_commands(
     calibrate.add_argument("kind", choices=("dark", "flat"))
     calibrate.add_argument("--frames", type=_count, default=CALIBRATION_FRAMES, metavar="N")
     calibrate.add_argument("--calibration", type=Path, metavar="FOLDER", help="where it is kept")
-    command("check", "say what is wrong with the camera, and what to do", _check)
+    check = command("check", "say what is wrong with the camera, and what to do", _check)
+    check.add_argument(
+        "--accuracy", action="store_true", help="check the model's images here, not the camera"
+    )
 
 
 def _count(text: str) -> int:
@@ -214,7 +218,7 @@ def _measured_dark(folder: Path, shape: tuple[int, int]) -> Any:
 def _check(options: argparse.Namespace, settings: Settings, make_camera: MakeCamera) -> None:
     from device.check import examine
 
-    findings = examine(settings, make_camera)
+    findings = _examine_model(settings) if options.accuracy else examine(settings, make_camera)
     for finding in findings:
         sys.stdout.write(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}\n")
     wrong = sum(not finding.good for finding in findings)
@@ -223,3 +227,10 @@ def _check(options: argparse.Namespace, settings: Settings, make_camera: MakeCam
             f"{wrong} of {len(findings)} checks found something wrong; expected none; do what "
             "the lines marked WRONG say"
         )
+
+
+def _examine_model(settings: Settings) -> list[Finding]:
+    from device.golden import examine
+    from device.model import load_step
+
+    return examine(load_step(settings.model, settings.threads, settings.runtime))

@@ -147,6 +147,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mode", metavar="stream|window", help="kind of reconstruction")
     parser.add_argument("--model", metavar="FILE", help="model file (.tflite)")
     parser.add_argument("--threads", metavar="N", help="threads of the model's runtime")
+    parser.add_argument("--runtime", metavar="NAME", help="auto, ai-edge-litert or tflite-runtime")
     parser.add_argument("--host", metavar="ADDR", help="address to serve at")
     parser.add_argument("--port", metavar="N", help="port to serve at, 0 for any")
     parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
@@ -345,7 +346,7 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
     with bind(settings.host, settings.port) as listening:  # in use: told before the camera opens
         camera = _camera(settings)
         microscope = Microscope.of(settings)
-        step = load_step(settings.model, settings.threads)
+        step = load_step(settings.model, settings.threads, settings.runtime)
         prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
         pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
         recordings = Recordings(pipeline, settings.recordings, microscope)

@@ -27,7 +27,15 @@ FILLABLE_INPUTS = frozenset({"frame", "mean", "previous", "psf_sigma_px"})
 """Inputs that the device knows how to fill, beside the state."""
 
 _MOST_THREADS = 4
-_RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
+Runtime = Literal["auto", "ai-edge-litert", "tflite-runtime"]
+_RUNTIMES = {
+    "ai-edge-litert": "ai_edge_litert.interpreter",
+    "tflite-runtime": "tflite_runtime.interpreter",
+}
+_BESIDE_ONLY = frozenset({"files", "golden"})
+"""Fields that the manifest inside a file cannot have: they hold the file's own checksum, or what
+was made with it."""
+
 _FILE_NAME = re.compile(r"(?P<stem>.+-(?P<version>\d+(\.\d+)*))-(?P<form>[a-z0-9]+)\.tflite")
 
 
@@ -55,6 +63,33 @@ class ModelFile(_Strict):
     file: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     bytes: int = Field(gt=0)
+
+
+class GoldenFigures(_Strict):
+    """What a form's image of one golden window was like on the machine that released the model.
+
+    Attributes
+    ----------
+    lost_db : float
+        PSNR against the truth of the float32 form's image less that of this form's.
+    fidelity_db : float
+        PSNR of this form's image against the float32 form's.
+    """
+
+    lost_db: float
+    fidelity_db: float
+
+
+class GoldenFile(ModelFile):
+    """Short stacks with their truth and the float32 form's images; see `device.golden`.
+
+    Attributes
+    ----------
+    figures : dict
+        Form to name of the window to mode to what is to be expected.
+    """
+
+    figures: dict[str, dict[str, dict[str, GoldenFigures]]]
 
 
 class TensorSpec(_Strict):
@@ -98,6 +133,8 @@ class Manifest(_Strict):
         Of the model.
     files : dict of str to ModelFile
         The model's forms, such as ``int8`` and ``float32``; not in the embedded manifest.
+    golden : GoldenFile or None
+        What a device checks its own accuracy with; not in the embedded manifest.
     signature : str
         Name of the signature that makes one step.
     frames : int
@@ -124,6 +161,7 @@ class Manifest(_Strict):
     name: str
     version: str = Field(pattern=r"^\d+(\.\d+)*$")
     files: dict[str, ModelFile] = {}
+    golden: GoldenFile | None = None
     signature: str
     frames: int = Field(ge=2)
     upsampling: int = Field(ge=1)
@@ -156,15 +194,35 @@ class Step:
         File name without its ending.
     sha256 : str
         Checksum of the file.
+    folder : Path
+        Where the file lies, and what came with it.
     """
 
-    def __init__(self, manifest: Manifest, interpreter: Any, name: str, sha256: str) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        interpreter: Any,
+        name: str,
+        sha256: str,
+        folder: Path = MODELS_DIR,
+    ) -> None:
         self.manifest = manifest
         self.name = name
         self.sha256 = sha256
+        self.folder = folder
         self._interpreter = interpreter
         self._inputs, self._outputs = _checked_tensors(manifest, interpreter)
         self._size: tuple[int, int] | None = None
+
+    @property
+    def form(self) -> str:
+        """Key of the file in the manifest's `files`, such as ``int8``."""
+        return self.name.rpartition("-")[2]
+
+    @property
+    def runtime(self) -> str:
+        """Name of the package that runs the model."""
+        return type(self._interpreter).__module__.partition(".")[0].replace("_", "-")
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -255,7 +313,7 @@ class Step:
         return batch, rows * height // made_height, columns * width // made_width, channels
 
 
-def load_step(path: Path | None = None, threads: int = 1) -> Step:
+def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "auto") -> Step:
     """Check a model file against its manifest and make it ready to run.
 
     Parameters
@@ -264,11 +322,13 @@ def load_step(path: Path | None = None, threads: int = 1) -> Step:
         The ``.tflite`` file, its manifest beside it; default is the newest int8 model of ours.
     threads : int
         Threads that one step may use; 0 is `usable_threads`. The result does not depend on it.
+    runtime : str
+        Package that is to run the model; ``auto`` is the first that is installed.
 
     Raises
     ------
     ModelError
-        There is no such model, or it is not what its manifest says.
+        There is no such model or no such runtime, or the model is not what its manifest says.
     """
     path = path or newest_model(MODELS_DIR)
     content = _read(path, "model file")
@@ -277,8 +337,8 @@ def load_step(path: Path | None = None, threads: int = 1) -> Step:
     manifest = _validated(fields, manifest_path)
     sha256 = _check_file(path, content, manifest, manifest_path)
     _check_embedded(path, content, fields)
-    interpreter = _interpreter(path, content, threads or usable_threads())
-    return Step(manifest, interpreter, path.stem, sha256)
+    interpreter = _interpreter(path, content, threads or usable_threads(), runtime)
+    return Step(manifest, interpreter, path.stem, sha256, path.parent)
 
 
 def usable_threads() -> int:
@@ -423,7 +483,7 @@ def _check_embedded(path: Path, content: bytes, beside: dict[str, Any]) -> None:
             f"the model file {path} has no manifest inside; use a file of a learn2sofi release"
         )
     inside = _parsed(embedded, f"inside {path}")
-    outside = {name: value for name, value in beside.items() if name != "files"}
+    outside = {name: value for name, value in beside.items() if name not in _BESIDE_ONLY}
     different = sorted(
         name for name in inside.keys() | outside.keys() if inside.get(name) != outside.get(name)
     )
@@ -434,9 +494,10 @@ def _check_embedded(path: Path, content: bytes, beside: dict[str, Any]) -> None:
         )
 
 
-def _interpreter(path: Path, content: bytes, threads: int) -> Any:
+def _interpreter(path: Path, content: bytes, threads: int, runtime: Runtime) -> Any:
+    interpreter_class = _interpreter_class(runtime)
     try:
-        return _interpreter_class()(model_content=content, num_threads=threads)
+        return interpreter_class(model_content=content, num_threads=threads)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"the runtime refuses the model file {path} ({error}); "
@@ -444,12 +505,19 @@ def _interpreter(path: Path, content: bytes, threads: int) -> Any:
         ) from error
 
 
-def _interpreter_class() -> Any:
-    for name in _RUNTIMES:
+def _interpreter_class(runtime: Runtime = "auto") -> Any:
+    for name, module in _RUNTIMES.items():
+        if runtime not in ("auto", name):
+            continue
         try:
-            return importlib.import_module(name).Interpreter
+            return importlib.import_module(module).Interpreter
         except ImportError:
             continue
+    if runtime != "auto":
+        raise ModelError(
+            f"the runtime {runtime} is not installed, or does not load here: install it, "
+            "or set runtime to auto"
+        )
     raise ModelError(
         "no runtime for the model is installed: install ai-edge-litert, "
         "or tflite-runtime where there is no build of it"

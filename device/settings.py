@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         Model file; None is the newest int8 model in ``models/``.
     threads : int
         Threads of the model's runtime; 0 is one for each core, 4 at most.
+    runtime : str
+        Package that runs the model: ``ai-edge-litert``, ``tflite-runtime``, or ``auto``: the first
+        of the two that is installed.
     host : str
         Address to serve the page at.
     port : int
@@ -112,6 +115,7 @@ class Settings(BaseSettings):
     mode: Literal["stream", "window"]
     model: Annotated[Path | None, BeforeValidator(_empty_is_none)]
     threads: int = Field(ge=0, le=64)
+    runtime: Literal["auto", "ai-edge-litert", "tflite-runtime"]
     host: str = Field(min_length=1)
     port: int = Field(ge=0, le=65535)
     token_file: Annotated[Path | None, BeforeValidator(_empty_is_none)]

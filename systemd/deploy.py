@@ -27,13 +27,15 @@ REMOTE_ROOT = "/opt/learn2sofi"
 
 SENT = (
     *("device/*.py", "device/default.toml", "device/demo.ome.tif", "device/web/*"),
-    *("models/*.tflite", "models/*.json", "models/SHA256SUMS", "models/MODEL_CARD.md"),
-    *("systemd/learn2sofi.*", "systemd/config.toml", "systemd/requirements/*.txt"),
-    "LICENSE",
+    *("models/*.tflite", "models/*.json", "models/*.npz"),
+    *("models/SHA256SUMS", "models/MODEL_CARD.md"),
+    *("systemd/learn2sofi*", "systemd/config.toml", "systemd/requirements/*.txt"),
+    *("systemd/on_device.py", "LICENSE"),
 )
 # A connection that is cut shall be noticed, not waited for.
 SSH_OPTIONS = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
 RSYNC_TIMEOUT_S = 60
+EXIT_TOLD = 9  # `on_device.py` has said what went wrong
 # The C libraries of Debian 12 and what is older: wheels for any of them run there.
 GLIBC_MINORS = range(17, 37)
 
@@ -108,13 +110,18 @@ class Device:
         return f"sudo -n {command}"
 
     def _meaning(self, code: int, command: str) -> str:
-        if code == 255:
+        if code == EXIT_TOLD:
+            return f"'{command}' failed on {self.host}, as said above"
+        if code in (1, 127):  # sudo's, the shell's
             return (
-                f"ssh to {self.host} failed or broke off during '{command}'; expected what "
-                f"'ssh {self.host}' does; make that work (ssh-copy-id, ~/.ssh/config), and see "
-                "with `make status` what became of it"
+                f"'{command}' could not be begun on {self.host}, see above; expected python3 "
+                "there, and sudo without a password; see 'First steps' in docs/pi.md"
             )
-        return f"'{command}' failed on {self.host}, as said above"
+        return (
+            f"ssh to {self.host} failed or broke off during '{command}' (exit code {code}); "
+            f"expected what 'ssh {self.host}' does; make that work (ssh-copy-id, ~/.ssh/config), "
+            "and see with `make status` what became of it"
+        )
 
 
 # --- a release ------------------------------------------------------------------------------------
@@ -188,10 +195,9 @@ def deploy(options: argparse.Namespace) -> None:
         if facts["running"] == release and not options.preflight_only:
             say(f"{release} runs on {device.host} already; nothing was changed")
             return
-        if not facts["has_venv"]:
-            _send_wheels(device, options.wheelhouse, facts)
+        offline = not facts["has_venv"] and _send_wheels(device, options.wheelhouse, facts)
         device.send(folder, f"{REMOTE_ROOT}/incoming")
-        done = device.do("install", release, *["--preflight-only"][: options.preflight_only])
+        done = device.do("install", release, *_manner(options, offline))
     if options.preflight_only:
         say(f"{release} reconstructs the demo stack on {device.host}; what ran there runs on")
     else:
@@ -206,12 +212,22 @@ def _expectations(options: argparse.Namespace) -> Iterator[str]:
         yield from ("--min-free-mb", str(options.min_free_mb))
 
 
-def _send_wheels(device: Device, wheelhouse: Path, facts: dict[str, Any]) -> None:
+def _manner(options: argparse.Namespace, offline: bool) -> Iterator[str]:
+    if offline:
+        yield "--offline"
+    if options.preflight_only:
+        yield "--preflight-only"
+    if options.preflight_within_s is not None:
+        yield from ("--preflight-within-s", str(options.preflight_within_s))
+
+
+def _send_wheels(device: Device, wheelhouse: Path, facts: dict[str, Any]) -> bool:
     """Send the packages, if they are at hand; the device fetches them from its index if not."""
     folder = wheelhouse / f"python{facts['python']}-{facts['machine']}"
     if folder.is_dir():
         say(f"sending the packages from {folder}")
         device.send(folder, f"{REMOTE_ROOT}/wheels")
+    return folder.is_dir()
 
 
 def _where(address: str) -> str:
@@ -313,6 +329,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     deploying.add_argument(
         "--preflight-only", action="store_true", help="reconstruct there, and switch nothing"
     )
+    deploying.add_argument(
+        "--preflight-within-s", type=int, help="time that the reconstruction there may take, in s"
+    )
     logging.add_argument("--lines", type=int, default=100)
     logging.add_argument("--follow", action="store_true")
     listening.add_argument("--network", default="any", help="ADDRESS/BITS, any or none")
@@ -324,10 +343,21 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _look_for_tools(options: argparse.Namespace) -> None:
+    """Ask for what a deploy needs on this machine before anything is begun."""
+    needed = [] if options.command is wheelhouse else [shlex.split(options.ssh)[0], "rsync"]
+    if missing := [name for name in needed if shutil.which(name) is None]:
+        raise DeployError(
+            f"this machine lacks {' and '.join(missing)}; expected ssh and rsync; install what is "
+            "missing (Debian: sudo apt install openssh-client rsync)"
+        )
+
+
 def main(arguments: list[str]) -> int:
     """Do one command; 0 if it went well, 1 with a sentence if not."""
     options = parse(arguments)
     try:
+        _look_for_tools(options)
         options.command(options)
     except (DeployError, OSError) as error:
         sys.stderr.write(f"deploy: {error}\n")

@@ -10,6 +10,8 @@ although the connection may be gone: to the new release, or back to the old one.
     /opt/learn2sofi/releases/ID        side by side; ID names the content
     /opt/learn2sofi/current            -> releases/ID, switched atomically
     /opt/learn2sofi/history            IDs in the order in which they were switched to
+    /opt/learn2sofi/pending            there while a release that was switched to is on trial
+    /opt/learn2sofi/on_device.py       this file, for the boot after a cut in that time
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import ipaddress
 import json
 import os
 import platform
@@ -42,6 +45,7 @@ CONFIG_DIR = Path("/etc/learn2sofi")
 STATE_DIR = Path("/var/lib/learn2sofi")
 CONFIG, TOKEN = CONFIG_DIR / "config.toml", CONFIG_DIR / "token"
 CURRENT, HISTORY = ROOT / "current", ROOT / "history"
+PENDING, PROGRAM = ROOT / "pending", ROOT / "on_device.py"
 SERVICE = "learn2sofi.service"
 USER = "learn2sofi"
 SYSTEM_FILES = {
@@ -49,6 +53,8 @@ SYSTEM_FILES = {
     Path("/etc/sysusers.d/learn2sofi.conf"): "learn2sofi.sysusers.conf",
     Path("/etc/tmpfiles.d/learn2sofi.conf"): "learn2sofi.tmpfiles.conf",
 }
+RECOVERY = "learn2sofi-recover.service"
+RECOVERY_UNIT = Path("/etc/systemd/system") / RECOVERY
 LOCK = Path("/run/lock/learn2sofi-deploy")
 NETWORK_DROP_IN = Path("/etc/systemd/system") / f"{SERVICE}.d" / "network.conf"
 
@@ -59,7 +65,11 @@ MAX_CLOCK_ERROR_S = 300
 WELL_WITHIN_S = 30.0
 NO_RESULT_S = 10.0
 STEADY_S = 4.0
+PREFLIGHT_WITHIN_S = 180
 LOG_LINES = 15
+# Not sudo's own 1: `deploy.py` tells the two apart.
+EXIT_TOLD = 9
+EXIT_LATE = 124  # timeout(1)
 
 
 class DeployError(Exception):
@@ -89,6 +99,8 @@ def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str
 def must(*command: str | Path, **options: Any) -> str:
     """Run a command that has to succeed, and return what it says."""
     done = run(*command, **options)
+    if done.returncode == EXIT_LATE and command[0] == "timeout":
+        raise DeployError(f"'{shlex.join(map(str, command))}' did not come to an end in time")
     if done.returncode:
         tail = (done.stderr or done.stdout).strip().splitlines()[-LOG_LINES:]
         raise DeployError(
@@ -96,6 +108,21 @@ def must(*command: str | Path, **options: Any) -> str:
             + "\n".join(f"    {line}" for line in tail)
         )
     return done.stdout
+
+
+def within(limit_s: float, command: list[str]) -> list[str]:
+    """Make a command end in time, with all that it started; its exit code is `EXIT_LATE` then."""
+    return ["timeout", "--kill-after=10", str(limit_s), *command]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, whenever the power is cut."""
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
 
 
 # --- check ----------------------------------------------------------------------------------------
@@ -207,9 +234,7 @@ def history() -> list[str]:
 
 def write_history(releases: list[str]) -> None:
     """Write the releases' order whole or not at all."""
-    beside = HISTORY.with_suffix(".new")
-    beside.write_text("".join(f"{release}\n" for release in releases))
-    beside.replace(HISTORY)
+    write_whole(HISTORY, "".join(f"{release}\n" for release in releases))
 
 
 def broken_files(folder: Path) -> list[str]:
@@ -278,7 +303,7 @@ def has_venv(keys: str) -> bool:
     return any(venv_is_complete(key) for key in keys.split(",") if key.startswith(mine))
 
 
-def build_venv(release: Path) -> None:
+def build_venv(release: Path, offline: bool) -> None:
     """Give a release its environment; releases with the same pinned packages share it."""
     lock = release / "systemd" / "requirements" / f"python{python_version()}.txt"
     key = venv_key(lock)
@@ -287,7 +312,7 @@ def build_venv(release: Path) -> None:
         say("building the environment; this takes minutes on a Pi")
         shutil.rmtree(venv, ignore_errors=True)
         try:
-            _fill_venv(venv, lock)
+            _fill_venv(venv, lock, offline)
         except DeployError:
             shutil.rmtree(venv, ignore_errors=True)
             raise
@@ -296,14 +321,13 @@ def build_venv(release: Path) -> None:
     must(venv / "bin" / "python", "-m", "compileall", "-q", release / "device")
 
 
-def _fill_venv(venv: Path, lock: Path) -> None:
+def _fill_venv(venv: Path, lock: Path, offline: bool) -> None:
     # The system's packages stay visible: picamera2 comes from apt, together with libcamera.
     must("/usr/bin/python3", "-m", "venv", "--system-site-packages", venv)
-    wheels = ROOT / "wheels"
-    offline = ["--no-index", f"--find-links={wheels}"] if wheels.is_dir() else []
+    source = ["--no-index", f"--find-links={ROOT / 'wheels'}"] if offline else []
     must(
         *(venv / "bin" / "pip", "install", "--quiet", "--no-deps", "--ignore-installed"),
-        *("--require-hashes", "--only-binary=:all:", "--no-cache-dir", *offline),
+        *("--require-hashes", "--only-binary=:all:", "--no-cache-dir", *source),
         *("--requirement", lock),
     )
     (venv / "complete").touch()
@@ -335,6 +359,17 @@ def prepare_system(release: Path) -> None:
         _make_token()
 
 
+def prepare_recovery(release: Path) -> None:
+    """See to it that a release which has not proved itself does not outlive a cut of the power.
+
+    What does that comes from the tree that deploys and stays: no release can take it away.
+    """
+    put(release / "systemd" / "on_device.py", PROGRAM)
+    put(release / "systemd" / RECOVERY, RECOVERY_UNIT)
+    must("systemctl", "daemon-reload")
+    must("systemctl", "enable", "--quiet", RECOVERY)
+
+
 def _make_token() -> None:
     token = secrets.token_hex(32)
     TOKEN.touch(mode=0o640, exist_ok=False)
@@ -356,12 +391,13 @@ def as_service(*command: str | Path) -> list[str]:
     return ["runuser", "-u", USER, "--", "env", "--chdir=/", *variables, *program]
 
 
-def settings(release: Path) -> dict[str, Any]:
+def settings(release: Path, limit_s: float = PREFLIGHT_WITHIN_S) -> dict[str, Any]:
     """Return the settings as the service will see them with a release."""
     program = release / "bin" / "learn2sofi"
-    done = run(*as_service(program, "config", "--config", CONFIG))
+    done = run(*within(limit_s, as_service(program, "config", "--config", CONFIG)))
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        silence = "it came to no end" if done.returncode == EXIT_LATE else "it says nothing"
+        reason = (done.stderr.strip().splitlines() or [silence])[-1]
         raise DeployError(f"the release does not take {CONFIG}: {reason}; mend it and deploy again")
     found = {}
     for line in done.stdout.splitlines():
@@ -371,16 +407,17 @@ def settings(release: Path) -> dict[str, Any]:
     return found
 
 
-def preflight(release: Path) -> None:
+def preflight(release: Path, limit_s: float) -> None:
     """Reconstruct the demo stack with a release before anything is switched to it."""
-    settings(release)
+    settings(release, limit_s)
     folder = Path("/var/tmp") / f"learn2sofi-preflight-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     shutil.chown(folder, USER, USER)
     program, stack = release / "bin" / "learn2sofi", release / "device" / "demo.ome.tif"
     image = folder / "preflight.tif"
     try:
-        must(*as_service(program, "reconstruct", stack, image, "--frames", "0:30"))
+        command = as_service(program, "reconstruct", stack, image, "--frames", "0:30")
+        must(*within(limit_s, command))
         if not image.is_file():
             raise DeployError("the release said that it reconstructed the demo stack, and did not")
     finally:
@@ -406,8 +443,8 @@ def put(source: Path, path: Path) -> None:
     beside.replace(path)
 
 
-def switch(release: str) -> None:
-    """Start a release in the place of the one before. That it started is for `problem` to see."""
+def point_to(release: str) -> None:
+    """Have everything name a release that is to be started: link, unit, user and folders."""
     os.sync()  # who pulls the plug now finds whole files
     link(f"releases/{release}", CURRENT)
     # The unit comes with the release: it goes forth and back together with its code.
@@ -415,8 +452,75 @@ def switch(release: str) -> None:
         put(CURRENT / "systemd" / name, path)
     run("systemctl", "daemon-reload")
     run("systemctl", "enable", "--quiet", SERVICE)
+
+
+def switch(release: str) -> None:
+    """Start a release in the place of the one before. That it started is for `problem` to see."""
+    point_to(release)
     run("systemctl", "reset-failed", SERVICE)
     run("systemctl", "restart", SERVICE)
+
+
+def trial(release: str, before: str | None, camera_was_missing: bool) -> str | None:
+    """Switch to a release and watch it; return what is wrong with it, or None.
+
+    Until `end_trial`, whoever looks next (a boot, a deploy, a status) goes back to the one before.
+    """
+    write_whole(PENDING, f"{release}\n{before or ''}\n")
+    return watched_switch(release, camera_was_missing)
+
+
+def watched_switch(release: str, camera_was_missing: bool) -> str | None:
+    """Switch, and return what is wrong with that or with the release; None if all is well."""
+    try:
+        switch(release)
+        return problem(camera_was_missing)
+    except (DeployError, OSError) as error:
+        return str(error)
+
+
+def end_trial() -> None:
+    """What is switched to now stays; on the disk, too."""
+    os.sync()
+    PENDING.unlink(missing_ok=True)
+    os.sync()
+
+
+def pending() -> tuple[str, str | None] | None:
+    """Return the release that has yet to prove itself and the one before; None if all have."""
+    if not PENDING.is_file():
+        return None
+    release, before = PENDING.read_text().split("\n")[:2]
+    return release, before if before and release_path(before).is_dir() else None
+
+
+def take_back() -> None:
+    """Return from a release whose trial was cut off: by the power, or by the end of its deploy."""
+    if (found := pending()) is None:
+        return
+    release, before = found
+    say(f"the switch to {release} was cut off before it had proved itself: {return_to(before)}")
+    end_trial()
+    _drop(release)
+
+
+def recover(options: argparse.Namespace) -> dict[str, Any]:
+    """Do the same at boot, before the service starts; it must not be waited for here."""
+    if (found := pending()) is None:
+        return {"release": current_id()}
+    release, before = found
+    where = f"back to {before}" if before else "it is stopped, for there is no release before it"
+    say(f"the switch to {release} was cut off before it had proved itself: {where}")
+    if before is None:
+        run("systemctl", "disable", "--quiet", SERVICE)
+        run("systemctl", "--no-block", "stop", SERVICE)
+        CURRENT.unlink(missing_ok=True)
+    else:
+        point_to(before)
+        run("systemctl", "--no-block", "start", SERVICE)
+    end_trial()
+    _drop(release)
+    return {"release": current_id()}
 
 
 def base_address() -> str:
@@ -498,9 +602,11 @@ def install(options: argparse.Namespace) -> dict[str, Any]:
     """Bring what was sent into service, or leave everything as it was."""
     try:
         folder = receive(options.release)
-        build_venv(folder)
+        build_venv(folder, options.offline)
         prepare_system(folder)
-        preflight(folder)
+        preflight(folder, options.preflight_within_s)
+        if not options.preflight_only:
+            prepare_recovery(folder)
     except (DeployError, OSError) as error:
         _drop(options.release)
         raise DeployError(f"the release was not switched to: {error}") from error
@@ -516,11 +622,11 @@ def _bring_into_service(release: str) -> dict[str, Any]:
     state = ask("/api/state") if before else None
     say(f"switching {f'from {before} ' if before else ''}to {release}")
     began_s = time.time()
-    switch(release)
-    if reason := problem(before is None or camera_missing(state)):
+    if reason := trial(release, before, before is None or camera_missing(state)):
         _go_back(release, before, reason, began_s)
     kept = [*(r for r in history() if r != release), release][-KEPT_RELEASES:]
     write_history(kept)
+    end_trial()
     prune(kept)
     if settings(CURRENT)["host"] not in ("127.0.0.1", "::1", "localhost"):
         _warn_of_firewall()
@@ -550,17 +656,21 @@ def _drop(release: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def return_to(before: str | None) -> str:
+    """Put the release before back into service, or stop what has none; tell what came of it."""
+    if before is None:
+        run("systemctl", "disable", "--now", "--quiet", SERVICE)
+        CURRENT.unlink(missing_ok=True)
+        return "it is stopped, for there is no release before it"
+    trouble = watched_switch(before, camera_was_missing=True)
+    return f"back to {before}, which {f'has a problem too: {trouble}' if trouble else 'runs'}"
+
+
 def _go_back(release: str, before: str | None, reason: str, began_s: float) -> None:
     """Return to the release before, or to nothing, and tell why."""
     log = last_lines(began_s)
-    if before is None:
-        run("systemctl", "disable", "--now", "--quiet", SERVICE)
-        where = "it is stopped, for there is no release before it"
-        CURRENT.unlink(missing_ok=True)
-    else:
-        switch(before)
-        trouble = problem(camera_was_missing=True)
-        where = f"back to {before}, which {f'has a problem too: {trouble}' if trouble else 'runs'}"
+    where = return_to(before)
+    end_trial()
     _drop(release)
     raise DeployError(f"{reason}: {where}. The last lines of its log:\n{log}")
 
@@ -573,14 +683,13 @@ def rollback(options: argparse.Namespace) -> dict[str, Any]:
         raise DeployError("there is no release before the current one; deploy one instead")
     before, began_s = earlier[-1], time.time()
     say(f"switching from {now} to {before}")
-    switch(before)
-    if reason := problem(camera_was_missing=True):
-        if now:
-            switch(now)
-        raise DeployError(
-            f"{reason}: still at {now}. The last lines of its log:\n{last_lines(began_s)}"
-        )
+    if reason := trial(before, now, camera_was_missing=True):
+        log = last_lines(began_s)
+        where = return_to(now)
+        end_trial()
+        raise DeployError(f"{reason}: {where}. The last lines of its log:\n{log}")
     write_history(earlier)
+    end_trial()
     return {"release": before, "address": base_address()}
 
 
@@ -598,29 +707,55 @@ def status(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def listen(options: argparse.Namespace) -> dict[str, Any]:
-    """Open the page to a network, or close it again: a drop-in of the unit's."""
+    """Open the page to a network, or close it again; what the service does not take is undone."""
     if not CURRENT.is_dir():
         raise DeployError("there is no release on the device; deploy one first")
-    if options.network == "none":
+    before = NETWORK_DROP_IN.read_text() if NETWORK_DROP_IN.is_file() else None
+    began_s = time.time()
+    if reason := _restart_with(_network_drop_in(options.network)):
+        log = last_lines(began_s)
+        trouble = _restart_with(before)
+        runs = f"has a problem as before, too: {trouble}" if trouble else "runs as before"
+        raise DeployError(f"{reason}; taken back, it {runs}. The last lines of its log:\n{log}")
+    return {"release": current_id(), "address": base_address(), "network": options.network}
+
+
+def _network_drop_in(network: str) -> str | None:
+    """Return the unit's drop-in that serves a network; None for the one that serves none."""
+    if network == "none":
+        return None
+    try:
+        version = 4 if network == "any" else ipaddress.ip_network(network, strict=False).version
+    except ValueError as error:
+        raise DeployError(
+            f"{network} is no network; expected an address such as 192.168.1.0/24, 'any' or "
+            "'none'; give one with NETWORK="
+        ) from error
+    return (
+        "# Written by `make listen`; NETWORK=none removes it.\n[Service]\n"
+        f"Environment=LEARN2SOFI_HOST={'0.0.0.0' if version == 4 else '::'}\n"
+        f"IPAddressAllow={network}\n"
+    )
+
+
+def _restart_with(drop_in: str | None) -> str | None:
+    """Write the network's drop-in, or remove it, and start anew; return what is wrong then."""
+    if drop_in is None:
         NETWORK_DROP_IN.unlink(missing_ok=True)
     else:
         NETWORK_DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-        NETWORK_DROP_IN.write_text(
-            "# Written by `make listen`; NETWORK=none removes it.\n[Service]\n"
-            f"Environment=LEARN2SOFI_HOST=0.0.0.0\nIPAddressAllow={options.network}\n"
-        )
-    began_s = time.time()
+        write_whole(NETWORK_DROP_IN, drop_in)
     run("systemctl", "daemon-reload")
+    run("systemctl", "reset-failed", SERVICE)
     run("systemctl", "restart", SERVICE)
-    if reason := problem(camera_was_missing=True):
-        raise DeployError(f"{reason}. The last lines of its log:\n{last_lines(began_s)}")
-    return {"release": current_id(), "address": base_address(), "network": options.network}
+    return problem(camera_was_missing=True)
 
 
 def undeploy(options: argparse.Namespace) -> dict[str, Any]:
     """Remove everything but what is the user's; with `purge` that too."""
-    run("systemctl", "disable", "--now", "--quiet", SERVICE)
-    for path in SYSTEM_FILES:
+    for unit in (SERVICE, RECOVERY):
+        run("systemctl", "disable", "--now", "--quiet", unit)
+    for path in (*SYSTEM_FILES, RECOVERY_UNIT):
         path.unlink(missing_ok=True)
     NETWORK_DROP_IN.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # drop-ins of the user's own stay
@@ -688,24 +823,28 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     installing = add(install)
     installing.add_argument("release")
     installing.add_argument("--preflight-only", action="store_true")
+    installing.add_argument("--preflight-within-s", type=int, default=PREFLIGHT_WITHIN_S)
+    installing.add_argument("--offline", action="store_true")
     add(listen).add_argument("network")
     add(undeploy).add_argument("--purge", action="store_true")
-    for command in (rollback, status):
+    for command in (rollback, status, recover):
         add(command)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    """Do one command; 0 if it went well, 1 with a sentence if not."""
+    """Do one command; 0 if it went well, `EXIT_TOLD` with a sentence if not."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     options = parse(arguments)
     try:
         with alone():
+            if options.command is not recover:
+                take_back()
             result = options.command(options)
     except (DeployError, OSError) as error:
         say(f"learn2sofi deploy: {error}")
-        return 1
+        return EXIT_TOLD
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps(result) + "\n")
     return 0

@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "train the network; goes on where an interrupted run stopped",
     "quantize": "turn a run's weights into a float32 and an int8 step",
     "evaluate": "score every method and every model form on the frozen test stacks",
+    "accuracy": "say what int8 costs, and whether a stream stays what it was",
+    "golden": "renew the windows that a device checks its accuracy with",
     "release": "write models/: the pair, manifest, checksums and model card",
 }
 

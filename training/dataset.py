@@ -40,6 +40,13 @@ class DatasetSettings(BaseModel):
     read_at: tuple[int, ...] = (7, 14)
     """Frames of the chunk at which the image is compared with the truth, from 0; ascending, the
     last is the chunk's last, so that a window is judged by all of its frames."""
+    copies: int = Field(0, ge=0, le=WINDOW)
+    """0 plays the frames. Any other number plays so many copies of each window's mean instead:
+    what is learned then owes nothing to the fluctuation."""
+    pool: int = Field(1, ge=1)
+    """Stacks of each place that are played in turns before new ones are drawn."""
+    plays: int = Field(1, ge=1)
+    """How often each stack is played, each time turned or mirrored another way."""
     stream_fraction: float = Field(0.5, ge=0, le=1)
     """Part of the stacks that are played as a stream, the others as one window."""
     stream_chunks: tuple[int, int] = (3, 8)
@@ -53,13 +60,20 @@ class DatasetSettings(BaseModel):
 
     @model_validator(mode="after")
     def _chunks_fit(self) -> DatasetSettings:
-        if WINDOW % self.chunk:
-            raise ValueError(f"chunk is {self.chunk}, which does not divide {WINDOW}")
+        if self.window % self.chunk:
+            raise ValueError(f"chunk is {self.chunk}, which does not divide {self.window}")
+        if self.copies and self.stream_fraction:
+            raise ValueError("copies are of a window's mean: stream_fraction must be 0 with them")
         if sorted({*self.read_at, self.chunk - 1}) != list(self.read_at) or self.read_at[0] < 0:
             raise ValueError(f"read_at must ascend from 0 or more and end with {self.chunk - 1}")
         if not 1 <= self.stream_chunks[0] <= self.stream_chunks[1]:
             raise ValueError("stream_chunks must ascend from 1 or more")
         return self
+
+    @property
+    def window(self) -> int:
+        """Frames that are played of a window."""
+        return self.copies or WINDOW
 
 
 @dataclass(frozen=True)
@@ -81,13 +95,21 @@ class Plan:
     chunks: int
 
 
-def plan(settings: DatasetSettings, seed: int, place: int, number: int) -> Plan:
+def plan(settings: DatasetSettings, seed: int, place: int, stack: int) -> Plan:
     """Plan the stack with this number at this place of the batch."""
-    key = (seed, TRAINING, place, number)
+    key = (seed, TRAINING, place, stack)
     rng = np.random.default_rng([*key, 1])
     if rng.random() < settings.stream_fraction:
         return Plan(key, True, int(rng.integers(*settings.stream_chunks, endpoint=True)))
-    return Plan(key, False, WINDOW // settings.chunk)
+    return Plan(key, False, settings.window // settings.chunk)
+
+
+def stack_and_symmetry(settings: DatasetSettings, play: int) -> tuple[int, int]:
+    """Number of the stack that is the `play`-th to be played at a place, and how it is turned."""
+    pool = settings.pool
+    turn, within = divmod(play, pool)
+    drawn, turn = divmod(turn, settings.plays)
+    return drawn * pool + within, (turn + within) % 8
 
 
 class TrainingStream(keras.utils.PyDataset):
@@ -142,29 +164,43 @@ class TrainingStream(keras.utils.PyDataset):
 
     def _play(self, place: int) -> Iterator[tuple[Arrays, np.ndarray]]:
         skip, first = self._fast_forward(place)
-        ahead = self._request(place, first)
-        for number in count(first + 1):
-            current, ahead = ahead, self._request(place, number)
-            example = current.result()
+        pool: dict[int, Future[Example]] = {}
+        for play in count(first):
+            stack, symmetry = stack_and_symmetry(self.settings, play)
+            self._prepare(pool, place, play)
+            example = pool[stack].result().turned(symmetry)
             for k in range(skip, len(example.frames) // self.settings.chunk):
                 yield example.chunk(k, self.settings.chunk, self.settings.read_at)
             skip = 0
 
+    def _prepare(self, pool: dict[int, Future[Example]], place: int, play: int) -> None:
+        """Have this turn's stacks simulated, and so many of the next that they come evenly."""
+        s = self.settings
+        turn, within = divmod(play, s.pool * s.plays)
+        first = turn * s.pool
+        for stack in [stack for stack in pool if stack < first]:
+            del pool[stack]
+        ahead = within // s.plays + 1
+        for stack in range(first, first + s.pool + ahead):
+            if stack not in pool:
+                pool[stack] = self._request(place, stack)
+
     def _fast_forward(self, place: int) -> tuple[int, int]:
-        """Find the chunk and the stack's number that this place plays at update `start`."""
+        """Find the chunk and the play that this place is at in update `start`."""
         left = self.start
-        for number in count():
-            chunks = plan(self.settings, self.seed, place, number).chunks
+        for play in count():
+            stack, _ = stack_and_symmetry(self.settings, play)
+            chunks = plan(self.settings, self.seed, place, stack).chunks
             if left < chunks:
-                return left, number
+                return left, play
             left -= chunks
         raise AssertionError("unreachable")
 
-    def _request(self, place: int, number: int) -> Future[Example]:
-        p = plan(self.settings, self.seed, place, number)
+    def _request(self, place: int, stack: int) -> Future[Example]:
+        p = plan(self.settings, self.seed, place, stack)
         s = self.settings
-        length = p.chunks * s.chunk
-        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
+        length = WINDOW if s.copies else p.chunks * s.chunk
+        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization, s.copies)
         if self._pool is not None:
             return self._pool.submit(make_example, *arguments)
         done: Future[Example] = Future()
@@ -178,7 +214,13 @@ def validation_set(
     """Windows of 30 frames of other specimens, always the same."""
     return [
         make_example(
-            model, WINDOW, settings.size_px, False, (seed, VALIDATION, k), settings.normalization
+            model,
+            WINDOW,
+            settings.size_px,
+            False,
+            (seed, VALIDATION, k),
+            settings.normalization,
+            settings.copies,
         )
         for k in range(settings.validation_stacks)
     ]

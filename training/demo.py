@@ -49,13 +49,13 @@ def cell(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 def _microtubule(grid: Grid, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     start = centre + rng.normal(0, 13, 2)
     chain = worm_like_chain(start, rng.uniform(0.5, 1.0) * max(grid), 260, rng)
-    return rng.uniform(0.5, 1.0) * grid.histogram(chain)
+    return rng.uniform(0.5, 1.0) * grid.deposit(chain)
 
 
 def _mitochondrion(grid: Grid, centre: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     angle, radius = rng.uniform(-2.6, 0.6), rng.uniform(0.15, 0.45) * max(grid)
     start = centre + radius * np.array([np.sin(angle), np.cos(angle)])
-    tube = grid.histogram(worm_like_chain(start, rng.uniform(10, 40), 40, rng))
+    tube = grid.deposit(worm_like_chain(start, rng.uniform(10, 40), 40, rng))
     return 1.6 * ndimage.gaussian_filter((tube > 0).astype(np.float32), 1.8)
 
 

@@ -139,6 +139,33 @@ def model_images(
     return images
 
 
+def without_fluctuation(frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Take from a window, (T, H, W), what only its fluctuation tells.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``copies of the mean``, and ``shuffled in time``: each pixel's own series in another order,
+        so that its mean and variance stay and the correlation with its neighbours goes.
+    """
+    mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return {
+        "copies of the mean": np.broadcast_to(mean, frames.shape),
+        "shuffled in time": rng.permuted(frames, axis=0),
+    }
+
+
+def ablation_images(steps: Mapping[str, Step], window: np.ndarray) -> Images:
+    """Reconstruct a window that has lost its fluctuation, with every float model."""
+    changed = without_fluctuation(window, np.random.default_rng(0))
+    return {
+        f"{name}, window, {change}": reconstruct_window(step, frames).image
+        for name, step in steps.items()
+        if not name.endswith("int8")
+        for change, frames in changed.items()
+    }
+
+
 def stack_images(
     stack: FrozenStack, steps: Mapping[str, Step], stream_frames: Sequence[int] = STREAM_FRAMES
 ) -> Images:
@@ -161,7 +188,9 @@ def stack_images(
     known = baselines.informed_methods(stack.recipe.psf_sigma_px)
     window = stack.frames[: frozen.FRAMES]  # (30, H, W)
     images = {name: method(window) for name, method in (baselines.methods() | known).items()}
-    return images | model_images(steps, stack.frames, stream_frames)
+    return (
+        images | model_images(steps, stack.frames, stream_frames) | ablation_images(steps, window)
+    )
 
 
 def score(stack: FrozenStack, images: Images) -> list[Score]:

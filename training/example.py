@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -84,6 +84,16 @@ class Example:
             *normalized(stack.frames, stream, normalization), *truth_in_its_unit(stack.truth)
         )
 
+    def of_copies(self, copies: int) -> Example:
+        """Replace a window by so many copies of its mean: without any fluctuation."""
+        frames = np.broadcast_to(self.means[:1], (copies, *self.means.shape[1:]))
+        return replace(self, frames=frames, means=frames, scales=self.scales[:copies])
+
+    def turned(self, symmetry: int) -> Example:
+        """Turn and mirror it: one of the eight symmetries of the square, 0 for as it is."""
+        images = [_turned(images, symmetry) for images in (self.frames, self.means, self.truth)]
+        return replace(self, frames=images[0], means=images[1], truth=images[2])
+
     def chunk(
         self, k: int, length: int, read_at: tuple[int, ...]
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -106,6 +116,12 @@ class Example:
         return inputs, np.broadcast_to(self.truth, (len(read), *self.truth.shape))
 
 
+def _turned(images: np.ndarray, symmetry: int) -> np.ndarray:
+    """Turn images, (..., H, W), by `symmetry` % 4 right angles, mirrored where it is 4 or more."""
+    mirrored = images[..., ::-1] if symmetry >= 4 else images
+    return np.rot90(mirrored, symmetry % 4, axes=(-2, -1))
+
+
 def make_example(
     model: ForwardModelSettings,
     frames: int,
@@ -113,7 +129,9 @@ def make_example(
     stream: bool,
     seed: tuple[int, ...],
     normalization: NormalizationSettings | None = None,
+    copies: int = 0,
 ) -> Example:
-    """Simulate the stack of a seed and make it ready."""
+    """Simulate the stack of a seed and make it ready; with `copies`, as so many of its mean."""
     stack = simulate(model, frames, (size_px, size_px), np.random.default_rng(seed))
-    return Example.of(stack, stream, normalization)
+    example = Example.of(stack, stream, normalization)
+    return example.of_copies(copies) if copies else example

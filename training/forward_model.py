@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from training.fluctuation import Blinking, SpeckleExcitation
 from training.optics import UPSAMPLING, image_formation, target_image
+from training.processing import Processing
 from training.sensor import Sensor
 from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
 
@@ -19,6 +20,8 @@ DARK = 0.05
 
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
+Psf = list[tuple[float, float]]
+"""Gaussian parts of a PSF: share of the light, standard deviation in camera px."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,8 +34,15 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with thin structures."""
     both_fraction: Fraction = 0.1
     """Part of the stacks with a thin and a continuous structure over each other."""
-    psf_sigma_px: Range = (0.9, 2.8)
+    psf_sigma_px: Range = (0.8, 3.2)
     """Standard deviation of the PSF, camera px, uniform."""
+    halo_probability: Fraction = 0.25
+    """Part of the stacks whose PSF has a wider second part, as defocus and the tails of an Airy
+    pattern give it."""
+    halo_share: Range = (0.1, 0.5)
+    """Light in the second part of the PSF over all, uniform."""
+    halo_width: Range = (1.5, 3.0)
+    """Width of the second part over that of the first, uniform."""
     photons: Range = (12.0, 800.0)
     """Photons per frame on the 99.9th percentile pixel of the mean image, log-uniform."""
     background: Range = (0.02, 0.6)
@@ -45,6 +55,22 @@ class ForwardModelSettings(BaseModel):
     """Photoelectrons per photon, uniform."""
     bit_depths: tuple[Literal[8, 10, 12, 16], ...] = (8, 10, 12, 16)
     """Converters, equally likely; the gain fills some part of their range."""
+    response_spread: Range = (0.001, 0.02)
+    """Standard deviation of the pixels' sensitivity around 1, log-uniform."""
+    hot_pixel_probability: Fraction = 0.25
+    """Part of the sensors with hot pixels."""
+    hot_pixel_fraction: Range = (1e-4, 2e-3)
+    """Of the pixels, log-uniform."""
+    bayer_probability: Fraction = 0.1
+    """Part of the sensors behind a colour mosaic, the green of which is interpolated."""
+    resampling_probability: Fraction = 0.2
+    """Part of the sensors whose frames were scaled on the way."""
+    resampling_sigma_px: Range = (0.35, 0.9)
+    """Blur of that scaling, uniform."""
+    jpeg_probability: Fraction = 0.3
+    """Part of the 8-bit sensors whose frames are JPEGs."""
+    jpeg_quality: tuple[int, int] = (60, 98)
+    """Uniform, both ends included."""
     blinking_fraction: Fraction = 0.5
     """Part of the stacks in which the emitters blink; in the others the excitation fluctuates."""
     on_fraction: Range = (0.02, 0.5)
@@ -59,7 +85,7 @@ class ForwardModelSettings(BaseModel):
     """Plane waves in the excitation, log-uniform."""
     speckle_grain_px: Range = (2.0, 16.0)
     """Finest fringe in output px, log-uniform."""
-    speckle_contrast: tuple[Fraction, Fraction] = (0.3, 1.0)
+    speckle_contrast: tuple[Fraction, Fraction] = (0.0, 1.0)
     """0 even to 1 full interference, uniform."""
 
     @model_validator(mode="after")
@@ -111,21 +137,38 @@ def simulate(
         Never an empty one: where nothing lies in the field, or nothing was on, all is drawn anew.
     """
     sigma_px = rng.uniform(*settings.psf_sigma_px)
+    psf = draw_psf(settings, sigma_px, rng)
     margin = int(np.ceil(3 * sigma_px))
     family, density = draw_specimen(settings, _grid(shape, margin), rng)
     fluctuation = draw_fluctuation(settings, rng)
     emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
-    light = image_formation(emission, sigma_px, margin, shape)  # (T, H, W)
+    light = form_image(emission, psf, margin, shape)  # (T, H, W)
     peak = float(np.percentile(light.mean(axis=0), 99.9))
-    if peak < DARK * image_formation(brightness, sigma_px, margin, shape).max() or peak == 0:
+    target = target_image(brightness, margin)  # (2H, 2W)
+    seen = peak > DARK * form_image(brightness, psf, margin, shape).max()
+    if not (seen and np.percentile(target, 99.9) > 0.01 * target.max()):
         return simulate(settings, frames, shape, rng)
     photons = _log_uniform(settings.photons, rng)
     ambient = draw_background(settings, photons, shape, rng)  # (H, W)
     sensor = draw_sensor(settings, photons, rng)
     adu = sensor.expose(light * (photons / peak) + ambient, rng)
-    truth = target_image(brightness, margin) * (photons / peak * sensor.adu_per_photon())
+    truth = target * (photons / peak * sensor.adu_per_photon())
     about = {"family": family, "psf_sigma_px": sigma_px, "photons": photons}
     return Stack(adu, truth, about | {"fluctuation": fluctuation, "sensor": sensor})
+
+
+def draw_psf(settings: ForwardModelSettings, sigma_px: float, rng: np.random.Generator) -> Psf:
+    """Draw the parts of a PSF of this width."""
+    if rng.random() >= settings.halo_probability:
+        return [(1.0, sigma_px)]
+    share, width = rng.uniform(*settings.halo_share), rng.uniform(*settings.halo_width)
+    return [(1 - share, sigma_px), (share, sigma_px * width)]
+
+
+def form_image(emission: np.ndarray, psf: Psf, margin: int, shape: tuple[int, int]) -> np.ndarray:
+    """Blur by a sum of Gaussians and sample, (..., 2(H+2m), 2(W+2m)) to (..., H, W)."""
+    parts = [share * image_formation(emission, sigma, margin, shape) for share, sigma in psf]
+    return sum(parts[1:], start=parts[0])
 
 
 def draw_specimen(
@@ -212,12 +255,33 @@ def draw_sensor(settings: ForwardModelSettings, photons: float, rng: np.random.G
     bits = int(rng.choice(settings.bit_depths))
     efficiency = rng.uniform(*settings.quantum_efficiency)
     level = _log_uniform((0.05, 0.6), rng) * 2**bits
+    hot = rng.random() < settings.hot_pixel_probability
     return Sensor(
         quantum_efficiency=efficiency,
         read_noise_e=_log_uniform(settings.read_noise_e, rng),
         gain_adu_per_e=level / (2.0 * photons * efficiency),
         offset_adu=rng.uniform(0.01, 0.06) * 2**bits,
         bit_depth=bits,
+        response_spread=_log_uniform(settings.response_spread, rng),
+        hot_pixel_fraction=_log_uniform(settings.hot_pixel_fraction, rng) if hot else 0.0,
+        hot_pixel_e=efficiency * photons,
+        processing=draw_processing(settings, bits, rng),
+    )
+
+
+def draw_processing(
+    settings: ForwardModelSettings, bits: int, rng: np.random.Generator
+) -> Processing:
+    """Draw what the camera does to its frames."""
+    bayer, resampled, jpeg = rng.random(3) < (
+        settings.bayer_probability,
+        settings.resampling_probability,
+        settings.jpeg_probability if bits == 8 else 0,
+    )
+    return Processing(
+        bayer=bool(bayer),
+        resampling_sigma_px=rng.uniform(*settings.resampling_sigma_px) if resampled else 0.0,
+        jpeg_quality=int(rng.integers(*settings.jpeg_quality, endpoint=True)) if jpeg else None,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.accuracy import stream_tables
 from training.evaluate import REFERENCE, Row, markdown
 
 SHOWN = (REFERENCE, "standard deviation", "SOFI-2 linearized", "RL blind, 20", "RL blind, 80")
@@ -52,7 +53,7 @@ others its first 30.
 | mode | mean difference, dB | worst stack, dB |
 |---|---:|---:|
 {int8}
-{measured}
+{accuracy}{measured}
 ## Where not to trust it
 
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
@@ -83,6 +84,16 @@ others its first 30.
 | Data | simulated without end by `training/forward_model.py`; no measured images |
 | Licence | MIT |
 """  # noqa: E501 - lines of a Markdown table cannot be broken
+
+
+STREAMS = """
+### As a stream
+
+On simulated specimens that neither move nor bleach (`make accuracy`): PSNR of the stream, and of a
+window of the same last frames; then how a stream that nobody resets takes a specimen that is
+replaced by another, or moves by 5 px. A *ghost* is what is left of the old one's detail.
+
+{tables}"""
 
 
 def condensed(frozen: Mapping[str, Any], measured: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -147,6 +158,7 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         sigma="{} to {}".format(*manifest["psf_sigma_px"]),
         table=markdown(rows_of(evaluation)),
         int8=int8,
+        accuracy=_accuracy(evaluation),
         measured=_measured(evaluation),
         chosen=_chosen(training),
         begun_with=_begun_with(training),
@@ -174,6 +186,13 @@ def _chosen(training: Mapping[str, Any]) -> str:
         f"{training['validation_db']:.2f} dB on other specimens of its own forward model "
         f"(bicubic mean {training['mean_db']:.2f} dB)"
     )
+
+
+def _accuracy(evaluation: Mapping[str, Any]) -> str:
+    """Section on what int8 costs and how a stream lives; empty where that was not measured."""
+    if "accuracy" not in evaluation:
+        return ""
+    return STREAMS.format(tables=stream_tables(evaluation["accuracy"]))
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -19,8 +20,9 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
-from training import evaluate, model_card
+from training import accuracy, evaluate, model_card
 from training.example import WINDOW
+from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion
 from training.settings import TrainingSettings
@@ -145,8 +147,20 @@ def _check_complete(run: Path, version: str) -> None:
             )
 
 
-def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None) -> None:
-    """Score both forms on the frozen stacks; write what the card needs beside the manifest."""
+def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, frames: int) -> None:
+    """Score both forms; write what the card needs beside the manifest.
+
+    Parameters
+    ----------
+    manifest_path : Path
+        Of the pair.
+    folder : Path
+        Where the whole tables and the pictures go.
+    measured : Path or None
+        A measured stack to judge the pair on.
+    frames : int
+        Length of the longest stream, see `training.accuracy`.
+    """
     files = json.loads(manifest_path.read_text())["files"]
     steps = evaluate.load_steps([manifest_path.with_name(f["file"]) for f in files.values()])
     folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +170,10 @@ def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None) -> N
         evaluate.report_measured(steps, folder, measured)
         judged = json.loads((folder / "measured.json").read_text())
     content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
+    scores = accuracy.own_scores(folder / "frozen.json")
+    found = accuracy.measure(manifest_path.parent, frames, os.cpu_count() or 1, scores)
+    accuracy.report(found, folder)
+    content["accuracy"] = accuracy.condensed(found)
     path = manifest_path.with_suffix(".evaluation.json")
     path.write_text(json.dumps(content, indent=None) + "\n")
 
@@ -213,6 +231,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
+    parser.add_argument(
+        "--accuracy-frames", type=int, default=accuracy.FRAMES, metavar="N", help="longest stream"
+    )
     parser.add_argument("--no-evaluation", action="store_true", help="write no card: for trying")
 
 
@@ -223,8 +244,9 @@ def main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
         staging = Path(folder)
         path = write_pair(arguments.run, arguments.version, staging)
+        add_golden(path)
         if not arguments.no_evaluation:
-            evaluate_pair(path, arguments.evaluation, arguments.measured)
+            evaluate_pair(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames)
             write_card(staging)
         write_checksums(staging)
         publish(staging, models)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from training.processing import Processing
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,14 @@ class Sensor:
         Level of a dark pixel in ADU.
     bit_depth : int
         Bits of the converter; values are rounded and clipped to 0 .. 2**bits - 1.
+    response_spread : float
+        Standard deviation of the pixels' sensitivity around 1 (photo-response non-uniformity).
+    hot_pixel_fraction : float
+        Part of the pixels that are hot.
+    hot_pixel_e : float
+        Mean dark signal of the hot pixels in photoelectrons per frame, exponentially distributed.
+    processing : Processing
+        What the camera does to the frame afterwards.
     """
 
     quantum_efficiency: float = 0.7
@@ -30,17 +40,40 @@ class Sensor:
     gain_adu_per_e: float = 1.0
     offset_adu: float = 100.0
     bit_depth: int = 12
+    response_spread: float = 0.0
+    hot_pixel_fraction: float = 0.0
+    hot_pixel_e: float = 0.0
+    processing: Processing = field(default_factory=Processing)
 
     def electrons(self, photons: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Detect photons, any shape, with shot noise; integers in float32."""
         return rng.poisson(self.quantum_efficiency * np.maximum(photons, 0)).astype(np.float32)
 
     def expose(self, photons: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Turn expected photons per pixel, any shape, into ADU, uint16."""
-        electrons = self.electrons(photons, rng)
+        """Turn expected photons per pixel, (..., H, W), into ADU, uint16.
+
+        Hot pixels and sensitivities are drawn once, and are the same in all of these frames.
+        """
+        response, dark = self._fixed_pattern(photons.shape[-2:], rng)  # (H, W) each
+        electrons = self.electrons(photons * response + dark, rng)
         electrons += rng.standard_normal(electrons.shape, np.float32) * self.read_noise_e
-        adu = np.rint(self.gain_adu_per_e * electrons + self.offset_adu)
-        return np.clip(adu, 0, 2**self.bit_depth - 1).astype(np.uint16)
+        analogue = self.gain_adu_per_e * electrons + self.offset_adu
+        adu = np.rint(self.processing.interpolate(analogue))
+        converted = np.clip(adu, 0, 2**self.bit_depth - 1).astype(np.uint16)
+        return self.processing.compress(converted)
+
+    def _fixed_pattern(
+        self, shape: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[np.ndarray | float, np.ndarray | float]:
+        """Sensitivity, around 1, and dark signal in photons of every pixel, (H, W)."""
+        response: np.ndarray | float = 1.0
+        dark: np.ndarray | float = 0.0
+        if self.response_spread > 0:
+            response = np.maximum(rng.normal(1, self.response_spread, shape), 0)
+        if self.hot_pixel_fraction > 0:
+            hot = rng.random(shape) < self.hot_pixel_fraction
+            dark = hot * rng.exponential(self.hot_pixel_e / self.quantum_efficiency, shape)
+        return response, dark
 
     def adu_per_photon(self) -> float:
         """Expected ADU above offset for one photon."""

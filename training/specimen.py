@@ -2,7 +2,8 @@
 
 Every family is a function ``(grid, rng) -> density`` that draws a brightness density, (H, W)
 float32 with maximum 1, on the output grid (two pixels per camera pixel). Thin structures are drawn
-as points along curves, with spacings far below a pixel; continuous ones as areas.
+as points along curves, between the pixels' centres and far less than a pixel apart; continuous ones
+as areas.
 
 Lengths are in output pixels. Where a number has no unit in biology it was chosen to cover what a
 field of 128 camera pixels of some 65 to 200 nm shows.
@@ -35,13 +36,24 @@ class Grid(NamedTuple):
         low, high = np.log(per_megapixel)
         return max(1, round(np.exp(rng.uniform(low, high)) * self.height * self.width / 1e6))
 
-    def histogram(self, points: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Sum the weights of points (y, x), (n, 2), into pixels, (H, W) float32."""
+    def deposit(self, points: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Share the weights of points (y, x), (n, 2), among the four nearest pixels' centres.
+
+        The shares are those of bilinear interpolation, so that the centre of mass is the points'
+        own: rounded to whole pixels, they would teach a network to round. Returns (H, W) float32.
+        """
         inside = np.all((points >= 0) & (points < (self.height, self.width)), axis=1)
-        y, x = points[inside].astype(np.int64).T
-        weights = None if weights is None else weights[inside]
-        flat = np.bincount(y * self.width + x, weights, self.height * self.width)
-        return flat.reshape(self.height, self.width).astype(np.float32)
+        position = points[inside] + 0.5  # in pixels of an image with a rim
+        corner = np.floor(position).astype(np.int64)  # (n, 2)
+        weight = np.ones(len(corner)) if weights is None else weights[inside]
+        upper = position - corner  # (n, 2): share of the pixel beyond, along each axis
+        rimmed = (self.height + 2, self.width + 2)
+        total = np.zeros(rimmed[0] * rimmed[1])
+        for dy, dx in np.ndindex(2, 2):
+            share = np.abs(1 - dy - upper[:, 0]) * np.abs(1 - dx - upper[:, 1])
+            index = (corner[:, 0] + dy) * rimmed[1] + corner[:, 1] + dx
+            total += np.bincount(index, weight * share, total.size)
+        return total.reshape(rimmed)[1:-1, 1:-1].astype(np.float32)
 
     def coordinates(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixel centres as broadcastable columns and rows: (H, 1) and (1, W)."""
@@ -80,7 +92,7 @@ def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         curve = worm_like_chain(start, rng.uniform(40, 400), persistence, rng)
         label = ndimage.gaussian_filter1d(rng.normal(0, 1, len(curve)), 20)
         weights = rng.uniform(0.4, 1) * np.exp(4 * patchiness * label)
-        density += grid.histogram(curve, weights)
+        density += grid.deposit(curve, weights)
     return _unit_maximum(density)
 
 
@@ -95,7 +107,7 @@ def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         distance, twist = rng.uniform(2, 10), rng.choice([0.0, 0.02])
         for strand in range(rng.integers(2, 4)):
             offset = (strand * distance) * np.cos(twist * np.arange(len(curve)))
-            density += rng.uniform(0.6, 1) * grid.histogram(curve + normal * offset[:, None])
+            density += rng.uniform(0.6, 1) * grid.deposit(curve + normal * offset[:, None])
     return _unit_maximum(density)
 
 
@@ -110,7 +122,7 @@ def rings(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         local = axes * np.stack([np.sin(t), np.cos(t)], axis=1)
         turn = rng.uniform(0, np.pi)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-        density += rng.uniform(0.4, 1) * grid.histogram(centre + local @ rotation)
+        density += rng.uniform(0.4, 1) * grid.deposit(centre + local @ rotation)
     return _unit_maximum(density)
 
 
@@ -120,7 +132,13 @@ def puncta(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     members = rng.integers(1, rng.choice([2, 12]) + 1, len(centres))
     spread = rng.uniform(0.3, 2.5)
     points = np.repeat(centres, members, axis=0) + rng.normal(0, spread, (members.sum(), 2))
-    return _unit_maximum(grid.histogram(points, rng.lognormal(0, 0.5, len(points))))
+    return _unit_maximum(grid.deposit(points, rng.lognormal(0, 0.5, len(points))))
+
+
+def beads(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """A few points far apart, of nearly equal brightness: what a PSF is measured on."""
+    points = grid.points(grid.draw_number((60, 900), rng), rng)
+    return _unit_maximum(grid.deposit(points, rng.uniform(0.7, 1, len(points))))
 
 
 def _rod_frame(grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
@@ -203,6 +221,7 @@ THIN: dict[str, Family] = {
     "filament_bundles": filament_bundles,
     "rings": rings,
     "puncta": puncta,
+    "beads": beads,
 }
 CONTINUOUS: dict[str, Family] = {
     "filled_rods": filled_rods,

@@ -24,7 +24,7 @@ from device.errors import UserError
 from training import baselines
 from training import settings as settings_file
 from training.dataset import TrainingStream, validation_set
-from training.example import WINDOW, Example
+from training.example import Example
 from training.loss import log_relative_error
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step
@@ -131,7 +131,7 @@ class Validation:
         self.data = settings.dataset
         self.examples = validation_set(settings.forward_model, self.data, settings.seed)
         self.mean_db = float(
-            np.mean([psnr_db(baselines.mean(e.frames), e.truth) for e in self.examples])
+            np.mean([psnr_db(baselines.mean(e.means), e.truth) for e in self.examples])
         )
 
     def images(self, network: Unrolled) -> list[np.ndarray]:
@@ -147,7 +147,7 @@ class Validation:
 
     def _window(self, network: Unrolled, group: list[Example]) -> np.ndarray:
         filled = group + [group[-1]] * (self.data.batch - len(group))
-        for k in range(WINDOW // self.data.chunk):
+        for k in range(self.data.window // self.data.chunk):
             chunks = [e.chunk(k, self.data.chunk, self.data.read_at)[0] for e in filled]
             inputs = {key: np.stack([chunk[key] for chunk in chunks]) for key in chunks[0]}
             images = network.predict_on_batch(inputs)  # (B, n, 2H, 2W)
@@ -190,7 +190,7 @@ class Report(keras.callbacks.Callback):
             zip(self.validation.examples[:6], images, strict=False)
         ):
             gain = example.scales[-1] / example.unit
-            row = [baselines.mean(example.frames) * gain, image, example.truth]
+            row = [baselines.mean(example.means) * gain, image, example.truth]
             self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
 
     def _keep(self, updates: int, db: float) -> None:

@@ -12,6 +12,10 @@ from .test_deploy import REPOSITORY
 pytestmark = pytest.mark.deploy_arm
 
 
+# Natively it takes seconds.
+FLAGS = "--preflight-only --preflight-within-s=1500"
+
+
 class ArmMachine(Machine):
     base = "root-arm64"
     # The folder says that systemd is there: on_device.py insists on it.
@@ -33,7 +37,7 @@ def machine(tmp_path_factory):
 def test_the_first_reconstruction_is_made_with_the_arm_packages(machine):
     """Mutation: a package without a wheel for 64-bit Arm; one that does not load there."""
     assert machine.root_does("uname -m") == "aarch64"
-    code, said = machine.make("deploy", REPOSITORY, "DEPLOY_ARGS=--preflight-only")
+    code, said = machine.make("deploy", REPOSITORY, f"DEPLOY_ARGS={FLAGS}")
     assert code == 0, said
     assert "reconstructs the demo stack" in said
     libraries = machine.root_does(

@@ -3,18 +3,26 @@
 Each takes the machine as the one before left it: with a release that works in service.
 """
 
+import contextlib
+import functools
+import http.client
+import http.server
 import json
 import logging
 import re
 import shutil
+import socket
+import ssl
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from .machine import CutLine, Downtime, Machine, wait_until
+from .machine import BUILD, CutLine, Downtime, Machine, free_port, wait_until
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +31,7 @@ pytestmark = pytest.mark.deploy
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A Pi's user would not notice less. The machine of the tests has two busy cores.
 SECONDS = 30
+NEVER = '        while __import__("os")'  # where a return keeps it from reconstructing
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +104,11 @@ def state(machine, token=None):
     return json.loads(machine.get("/api/state", token)[1])
 
 
-def test_a_fresh_install_serves_and_shows_the_token_once(machine, good):
+def test_a_fresh_install_serves_and_shows_the_token_once(machine):
     """Mutation: the service is not enabled, the demo not reconstructed, the token not shown."""
-    code, said = machine.make("deploy", good)
+    code, said = machine.make("deploy", REPOSITORY)
     assert code == 0, said
+    assert "picamera2 is not installed" in said  # the check of the device
     assert state(machine)["reconstructions"] > 0
     (shown,) = re.findall(r"[0-9a-f]{64}", said)
     assert machine.root_does("cat /etc/learn2sofi/token") == shown
@@ -113,25 +123,60 @@ def wait_for_status(machine):
     return machine.shown("StatusText")
 
 
-def test_a_second_deploy_changes_nothing_and_says_so(machine, good, token):
+def test_a_second_deploy_changes_nothing_and_says_so(machine, token):
     """Mutation: the release's name depends on time; the service is restarted every time."""
     before = machine.shown("MainPID"), machine.current(), machine.releases()
-    code, said = machine.make("deploy", good)
+    code, said = machine.make("deploy", REPOSITORY)
     assert code == 0
     assert "nothing was changed" in said
     assert token not in said
     assert (machine.shown("MainPID"), machine.current(), machine.releases()) == before
 
 
+def test_a_new_release_takes_the_place_of_the_old_one(machine, good, token):
+    """Mutation: the old one is stopped before the new one was sent; it is removed."""
+    before = machine.current()
+    with Downtime(machine) as downtime:
+        code, said = machine.make("deploy", good)
+    assert code == 0, said
+    assert token not in said
+    assert machine.current() != before
+    assert machine.releases() == {before, machine.current()}
+    assert downtime.answered > 0
+    assert downtime.longest_s < SECONDS
+    log.info("nothing was reconstructed for %.1f s at most", downtime.longest_s)
+
+
+def test_a_recording_can_be_made_and_nothing_else_be_written(machine):
+    """Mutation: the recordings' folder is out of the hardened service's reach."""
+    recordings = "/var/lib/learn2sofi/recordings"
+    assert machine.get("/api/recording", recording=True)[0] == 200
+    wait_until(lambda: recording(machine)["frames"] > 3, "frames to be recorded", SECONDS)
+    assert machine.get("/api/recording", recording=False)[0] == 200
+    assert int(machine.root_does(f"stat -c %s {recordings}/*.ome.tif")) > 1000
+    machine.root_does(f"rm {recordings}/*.ome.tif")
+    sandbox = "nsenter --all --target=$(systemctl show --value --property=MainPID learn2sofi)"
+    assert machine.root_does(f"{sandbox} sh -c 'touch {recordings}/x && rm {recordings}/x'") == ""
+    for folder in ("/etc/learn2sofi", "/opt/learn2sofi", "/usr", "/home"):
+        done = machine.ssh(f"sudo {sandbox} touch {folder}/x")
+        assert "Read-only" in done.stderr, folder
+
+
+def recording(machine):
+    return json.loads(machine.get("/api/recording")[1])
+
+
 def test_systemd_finds_nothing_to_say_about_the_unit(machine):
     """Mutation: a misspelt key, of which systemd-analyze tells but ends with 0."""
     unit = "/etc/systemd/system/learn2sofi.service"
-    said = machine.root_does(f"systemd-analyze verify {unit} 2>&1")
-    assert "learn2sofi" not in said
+    recovery = "/etc/systemd/system/learn2sofi-recover.service"
+    assert machine.root_does(f"systemd-analyze verify {unit} {recovery} 2>&1") == ""
     said = machine.root_does(f"systemd-analyze security --offline=true --threshold=20 {unit}")
     (exposure,) = re.findall(r"Overall exposure level for .*: ([\d.]+) ", said)
-    (claimed,) = re.findall(r"exposure of ([\d.]+) of 10", (REPOSITORY / "README.md").read_text())
-    assert exposure == claimed
+    assert float(exposure) <= 2.0
+    for page, claim in (("README.md", "exposure of"), ("docs/pi.md", "taken\\s+over at")):
+        text = (REPOSITORY / page).read_text()
+        assert re.findall(rf"{claim} ([\d.]+) of 10", text) == [exposure], page
 
 
 def test_only_the_devices_files_are_there_and_nobody_else_can_write_them(machine):
@@ -154,7 +199,7 @@ def deploy_and_expect_rollback(machine, tree, reason):
     assert state(machine)["reconstructions"] > 0
     assert downtime.answered > 0
     assert downtime.longest_s < SECONDS
-    log.info("the service was silent for %.1f s at most", downtime.longest_s)
+    log.info("nothing was reconstructed for %.1f s at most", downtime.longest_s)
     return said
 
 
@@ -183,7 +228,7 @@ def test_a_release_that_serves_but_never_reconstructs_is_rolled_back(machine, tr
     """Mutation: /healthz is taken for enough."""
     change(
         tree / "device" / "pipeline.py",
-        '        while __import__("os")',
+        NEVER,
         "        return\n",
         before=True,
     )
@@ -261,6 +306,50 @@ def test_three_releases_are_kept_and_rollback_goes_to_the_one_before(machine, go
     assert state(machine)["reconstructions"] > 0
 
 
+def cut_on_trial(machine, tree, cut):
+    """Deploy what serves and reconstructs nothing, and cut it off while it is being watched."""
+    change(tree / "device" / "pipeline.py", NEVER, "        return\n", before=True)
+    before = machine.link()
+    with ThreadPoolExecutor(1) as pool:
+        deploying = pool.submit(machine.make, "deploy", tree)
+        wait_until(lambda: machine.link() not in (before, ""), "the switch", 4 * SECONDS)
+        cut()
+        code, said = deploying.result()
+    assert code != 0
+    assert "broke off" in said
+
+
+def test_a_power_cut_before_the_release_was_proved_ends_with_the_one_before(machine, tree):
+    """Mutation: what was switched to last is what starts at boot, whether it works or not."""
+    before, kept = machine.current(), machine.releases()
+    cut_on_trial(machine, tree, machine.cut_the_power)
+    machine.wait_for_ssh()
+    wait_until(machine.answers, "the service after the cut", SECONDS)
+    assert (machine.current(), machine.releases()) == (before, kept)
+    wait_until(lambda: state(machine)["reconstructions"], "a reconstruction", SECONDS)
+    journal = machine.root_does("journalctl --boot --unit learn2sofi-recover --no-pager")
+    assert "cut off before it had proved itself: back to " + before in journal
+    assert machine.ssh("test -e /opt/learn2sofi/pending").returncode == 1
+    assert machine.shown("NRestarts") == "0"
+
+
+KILL_DEPLOY = """for process in /proc/[0-9]*; do
+  if tr '\\0' ' ' <$process/cmdline | grep -q '^python3 - install'; then
+    kill -KILL ${process#/proc/}; fi; done 2>/dev/null; true"""
+
+
+def test_a_deploy_that_dies_before_the_release_was_proved_is_taken_back_by_status(machine, tree):
+    """Mutation: only a boot looks for a release that was never proved."""
+    before, kept = machine.current(), machine.releases()
+    cut_on_trial(machine, tree, lambda: machine.root_does(KILL_DEPLOY))
+    assert machine.current() != before
+    code, said = machine.make("status", tree)
+    assert code == 0, said
+    assert f"before it had proved itself: back to {before}, which runs" in said
+    assert (machine.current(), machine.releases()) == (before, kept)
+    assert state(machine)["reconstructions"] > 0
+
+
 def test_a_reboot_brings_it_back_by_itself(machine):
     """Mutation: the unit is started but not enabled."""
     machine.ssh("sudo systemctl reboot")
@@ -318,7 +407,7 @@ def test_a_bad_setting_keeps_it_down_with_one_clear_line(machine, tree):
     assert machine.answers()
 
 
-def test_listening_on_a_network_takes_the_token(machine, good, token):
+def test_on_a_network_a_wrong_token_is_refused_and_the_right_one_let_in(machine, good, token):
     """Mutation: the guard covers the page but not the socket; wrong tokens can be tried freely."""
     assert machine.get("/api/state")[0] == 200  # on loopback nobody is asked
     code, said = machine.make("listen", good, "NETWORK=127.0.0.0/8")
@@ -339,6 +428,91 @@ def test_listening_on_a_network_takes_the_token(machine, good, token):
     assert machine.get("/api/state", token)[0] == 200
     assert machine.make("listen", good, "NETWORK=none")[0] == 0
     assert machine.get("/api/state")[0] == 200
+
+
+def test_what_the_service_cannot_listen_with_is_taken_back(machine, good, token):
+    """Mutation: the page is opened for good, although the service then does not start."""
+    code, said = machine.make("listen", good, "NETWORK=192.168.1.0/240")
+    assert code != 0
+    assert "192.168.1.0/240 is no network" in said
+    machine.root_does("echo short >/etc/learn2sofi/token")
+    code, said = machine.make("listen", good, "NETWORK=127.0.0.0/8")
+    machine.root_does(f"echo {token} >/etc/learn2sofi/token")
+    assert code != 0
+    assert "could be guessed" in said
+    assert "it runs as before" in said
+    assert machine.get("/api/state")[0] == 200
+
+
+def test_behind_the_documented_proxy_everything_goes_through_tls(machine, token, tmp_path):
+    """Mutation: what docs/pi.md says does not work: token not asked for, cookie not for TLS only,
+    the socket refused for its origin."""
+    machine.root_does("cp -p /etc/learn2sofi/config.toml /var/tmp/config")
+    machine.root_does("echo 'require_token = true' >>/etc/learn2sofi/config.toml")
+    machine.root_does("systemctl restart learn2sofi")
+    with proxy(machine, tmp_path) as (port, context):
+        name, form = f"microscope.local:{port}", "application/x-www-form-urlencoded"
+        assert over_tls(port, context, "GET", "/api/state").status == 401
+        headers = {"Authorization": f"Bearer {token}"}
+        assert over_tls(port, context, "GET", "/metrics", headers=headers).status == 200
+        answer = over_tls(port, context, "POST", "/login", f"token={token}", {"Content-Type": form})
+        assert answer.status == 303
+        cookie = answer.getheader("Set-Cookie")
+        assert "; Secure" in cookie
+        headers = {"Cookie": cookie.partition(";")[0]}
+        with connect(
+            f"wss://{name}/live",
+            sock=socket.create_connection(("127.0.0.1", port)),
+            ssl=context,
+            origin=f"https://{name}",
+            additional_headers=headers,
+        ) as live:
+            live.send('{"credit": 1}')
+            assert len(live.recv(timeout=SECONDS)) > 1000
+    machine.root_does("cp -p /var/tmp/config /etc/learn2sofi/config.toml")
+    machine.root_does("systemctl restart learn2sofi")
+    assert machine.get("/api/state")[0] == 200
+
+
+@contextlib.contextmanager
+def proxy(machine, folder):
+    """Caddy on the machine, with the file that docs/pi.md shows; its port, and whom to trust."""
+    port = free_port()
+    page = (REPOSITORY / "docs" / "pi.md").read_text()
+    (site,) = re.findall(r"^```\n(microscope\.local \{\n.*?)^```", page, re.M | re.S)
+    ports = f"{{\nadmin off\nskip_install_trust\nhttp_port {free_port()}\nhttps_port {port}\n}}\n"
+    site = site.replace("127.0.0.1:8000", f"127.0.0.1:{machine.port}")
+    (machine.root / "etc/caddy/Caddyfile").write_text(ports + site)
+    machine.root_does(
+        "systemd-run --quiet --unit=proxy --setenv=XDG_DATA_HOME=/var/tmp/proxy "
+        "caddy run --config /etc/caddy/Caddyfile"
+    )
+    authority = machine.root / "var/tmp/proxy/caddy/pki/authorities/local/root.crt"
+    wait_until(authority.is_file, "the proxy's certificate", SECONDS)
+    context = ssl.create_default_context(cafile=authority)
+    wait_until(lambda: has_tls(port, context), "the proxy", SECONDS)
+    yield port, context
+    machine.root_does("systemctl stop proxy")
+
+
+def has_tls(port, context):
+    try:
+        return over_tls(port, context, "GET", "/healthz").status == 200
+    except OSError:
+        return False
+
+
+def over_tls(port, context, method, path, body=None, headers=None):
+    """Ask `microscope.local`, which no resolver knows here."""
+    asking = http.client.HTTPConnection("microscope.local", port)
+    asking.sock = context.wrap_socket(
+        socket.create_connection(("127.0.0.1", port), timeout=10),
+        server_hostname="microscope.local",
+    )
+    asking.request(method, path, body, headers or {})
+    answer = asking.getresponse()
+    answer.read()
+    return answer
 
 
 def test_a_missing_camera_is_told_and_no_reason_to_go_back(machine, tree):
@@ -393,12 +567,71 @@ def test_a_first_install_that_fails_is_stopped(machine, tree):
     assert machine.ssh("systemctl is-enabled learn2sofi").stdout.strip() != "enabled"
 
 
-def test_no_deploy_touches_the_users_configuration(machine, good):
+def test_a_power_cut_during_the_first_install_leaves_it_stopped(machine, tree):
+    """Mutation: what has nothing to go back to is started at the next boot."""
+    cut_on_trial(machine, tree, machine.cut_the_power)
+    machine.wait_for_ssh()
+    wait_until(lambda: machine.link() == "", "the link to go", SECONDS)
+    assert machine.shown("ActiveState") in ("inactive", "failed")
+    assert machine.ssh("systemctl is-enabled learn2sofi").stdout.strip() != "enabled"
+    assert machine.releases() == set()
+
+
+def test_from_an_index_only_packages_with_the_right_hash_are_taken(machine, good, tmp_path):
+    """Mutation: the device cannot do without a wheelhouse; an index is trusted."""
+    machine.root_does("rm -rf /opt/learn2sofi/venvs/*")
+    for wheel in (BUILD.parent / "wheelhouse").glob("*-x86_64/*.whl"):
+        project = re.sub(r"[-_.]+", "-", wheel.name.partition("-")[0]).lower()
+        (tmp_path / project).mkdir(exist_ok=True)
+        shutil.copy(wheel, tmp_path / project)
+    (wheel,) = (tmp_path / "idna").iterdir()
+    right = wheel.read_bytes()
+    with index(tmp_path) as address:
+        machine.root_does(f"printf '[global]\\nindex-url = {address}\\n' >/etc/pip.conf")
+        wheel.write_bytes(right + b"tampered")
+        code, said = machine.make("deploy", good, "WHEELHOUSE=none")
+        assert code != 0
+        assert "DO NOT MATCH THE HASHES" in said
+        assert "was not switched to" in said
+        assert machine.releases() == set()
+        wheel.write_bytes(right)
+        code, said = machine.make("deploy", good, "WHEELHOUSE=none")
+        assert code == 0, said
+    assert "sending the packages" not in said
+    assert state(machine)["reconstructions"] > 0
+
+
+@contextlib.contextmanager
+def index(folder):
+    """A package index: a folder for each project, listed over HTTP."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def test_a_user_who_may_not_become_root_is_told(machine, good):
+    """Mutation: sudo's words alone, which do not say what to do."""
+    allowed = machine.root / "etc/sudoers.d/pi"
+    kept = allowed.rename(machine.root / "var/tmp/pi")
+    try:
+        code, said = machine.make("deploy", good)
+    finally:
+        kept.rename(allowed)
+    assert code != 0
+    assert "expected python3 there, and sudo without a password" in said
+
+
+def test_no_deploy_touches_the_users_configuration(machine):
     """Mutation: the configuration comes with the release; a new token at every install."""
     before = machine.root_does("cat /etc/learn2sofi/config.toml /etc/learn2sofi/token")
     stat = machine.root_does("stat -c '%y %i' /etc/learn2sofi/config.toml")
-    code, said = machine.make("deploy", good)
+    assert before.startswith("# This file is yours")
+    assert "\n# mine\n" in before  # written before the service was removed, long ago
+    code, said = machine.make("deploy", REPOSITORY)
     assert code == 0, said
+    assert "nothing was changed" not in said
     assert machine.root_does("cat /etc/learn2sofi/config.toml /etc/learn2sofi/token") == before
     assert machine.root_does("stat -c '%y %i' /etc/learn2sofi/config.toml") == stat
 

@@ -5,11 +5,14 @@ import hashlib
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from .machine import Machine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEMD = REPOSITORY / "systemd"
@@ -34,6 +37,7 @@ def there(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "CURRENT", tmp_path / "current")
     monkeypatch.setattr(module, "HISTORY", tmp_path / "history")
+    monkeypatch.setattr(module, "PENDING", tmp_path / "pending")
     return module
 
 
@@ -191,6 +195,30 @@ def test_a_clock_that_is_off_and_a_python_that_is_old_are_told(there, monkeypatc
     assert not list(there._machine_problems(there.python_version()))
 
 
+def test_a_32_bit_system_is_told_even_where_its_kernel_is_64_bit(there, monkeypatch):
+    """Mutation: only the kernel is asked, which is a 64-bit one on a 32-bit Raspberry Pi OS."""
+    python = there.python_version()
+    monkeypatch.setattr(there.platform, "machine", lambda: "armv7l")
+    assert ["64-bit one is expected" in text for text in there._machine_problems(python)] == [True]
+    monkeypatch.setattr(there.platform, "machine", lambda: "aarch64")
+    assert not list(there._machine_problems(python))
+    monkeypatch.setattr(there.struct, "calcsize", lambda _: 4)
+    (problem,) = there._machine_problems(python)
+    assert "32-bit aarch64" in problem
+
+
+def test_all_that_is_missing_is_said_at_once(there, monkeypatch):
+    """Mutation: the first problem hides the others, and each takes another deploy."""
+    monkeypatch.setattr(there.shutil, "which", lambda _: None)
+    failed = subprocess.CompletedProcess([], 1, "", "")
+    monkeypatch.setattr(there, "run", lambda *_, **__: failed)
+    options = argparse.Namespace(pythons="3.9", venv_keys="", now=0.0, min_free_mb=10**9)
+    with pytest.raises(there.DeployError) as raised:
+        there.check(options)
+    for part in ("its Python is", "it lacks rsync python3-venv", "its clock is", "MB free"):
+        assert part in str(raised.value)
+
+
 def test_a_full_disk_is_told_before_anything_is_sent(there, monkeypatch):
     """Mutation: megabytes compared with bytes; the environment that is there already is counted."""
     usage = argparse.Namespace(free=100_000_000)
@@ -223,3 +251,252 @@ def test_the_checksums_are_those_that_sha256sum_reads(tmp_path):
     for line in (tmp_path / "release.sha256").read_text().splitlines():
         content, _, name = line.partition("  ")
         assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == content
+
+
+# --- a release on trial ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def switches(there, monkeypatch):
+    """The releases that are switched to, in a world without systemd; what was pending then."""
+    seen = []
+
+    def switch(release):
+        seen.append((release, there.pending()))
+        there.link(f"releases/{release}", there.CURRENT)
+
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(there, "switch", switch)
+    monkeypatch.setattr(there, "point_to", switch)
+    monkeypatch.setattr(there, "problem", lambda camera_was_missing: None)
+    monkeypatch.setattr(there, "run", lambda *_, **__: done)
+    return seen
+
+
+def test_the_trial_is_marked_before_the_switch_and_until_its_end(there, switches):
+    """Mutation: the marker is written after the switch: a cut between the two goes unseen."""
+    releases(there, "a", "b", current="a")
+    assert there.trial("b", "a", camera_was_missing=False) is None
+    assert switches == [("b", ("b", "a"))]
+    assert there.pending() == ("b", "a")
+    there.end_trial()
+    assert there.pending() is None
+
+
+def test_a_switch_that_fails_halfway_is_a_reason_to_go_back(there, switches, monkeypatch):
+    """Mutation: a disk that is full when the unit is written leaves the new release in service."""
+    releases(there, "a", "b", current="a")
+    monkeypatch.setattr(there, "switch", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    assert there.trial("b", "a", camera_was_missing=False) == "disk full"
+
+
+@pytest.mark.parametrize("command", ["take_back", "recover"])
+def test_what_was_cut_off_on_trial_goes_back_to_the_one_before(there, switches, command):
+    """Mutation: the unproven release stays; its folder or the marker is left behind."""
+    releases(there, "a", "b", current="b")
+    there.write_history(["a"])
+    there.write_whole(there.PENDING, "b\na\n")
+    arguments = [argparse.Namespace()] if command == "recover" else []
+    getattr(there, command)(*arguments)
+    assert [release for release, _ in switches] == ["a"]
+    assert there.current_id() == "a"
+    assert not there.release_path("b").exists()
+    assert there.pending() is None
+
+
+@pytest.mark.parametrize("command", ["take_back", "recover"])
+@pytest.mark.parametrize("before", ["", "removed-by-hand"])
+def test_a_first_install_that_was_cut_off_is_stopped(there, switches, command, before):
+    """Mutation: the link is left, so that the next boot starts what never proved itself."""
+    releases(there, "b", current="b")
+    there.write_history([])
+    there.write_whole(there.PENDING, f"b\n{before}\n")
+    arguments = [argparse.Namespace()] if command == "recover" else []
+    getattr(there, command)(*arguments)
+    assert switches == []
+    assert there.current_id() is None
+    assert there.pending() is None
+
+
+def test_without_a_trial_nothing_is_taken_back(there, switches):
+    """Mutation: every status restarts the service."""
+    releases(there, "a", "b", current="b")
+    there.take_back()
+    assert there.recover(argparse.Namespace()) == {"release": "b"}
+    assert switches == []
+
+
+GOOD = {"uptime_s": 5.0, "reconstructions": 9, "error": None, "last_frame_age_s": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("state", "was_missing", "problem"),
+    [
+        (GOOD, False, None),
+        (GOOD | {"reconstructions": 0, "uptime_s": 11.0}, False, "reconstructs nothing"),
+        # The camera is missing before and after; or it went with the new release.
+        (GOOD | {"reconstructions": 0, "error": "gone", "last_frame_age_s": None}, True, None),
+        (
+            GOOD
+            | {"reconstructions": 0, "error": "gone", "last_frame_age_s": None, "uptime_s": 11.0},
+            False,
+            r"reconstructs nothing \(gone\)",
+        ),
+        (GOOD | {"uptime_s": 0.1}, False, "not well"),  # it starts anew, again and again
+        (None, False, "does not answer"),
+    ],
+)
+def test_what_proves_a_release(there, monkeypatch, state, was_missing, problem):
+    """Mutation: a camera that the new release does not find is excused; a start is enough."""
+    times_s = iter(range(1000))
+    done = subprocess.CompletedProcess([], 0, "0\n", "")
+    monkeypatch.setattr(there, "run", lambda *_, **__: done)
+    monkeypatch.setattr(there, "base_address", lambda: "http://x")
+    monkeypatch.setattr(there, "ask", lambda path, _=None: state)
+    monkeypatch.setattr(there.time, "monotonic", lambda: next(times_s))
+    monkeypatch.setattr(there.time, "sleep", lambda _: None)
+    found = there.problem(was_missing)
+    assert found is None if problem is None else re.search(problem, found)
+
+
+# --- what the user asks for -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("network", "host", "allowed"),
+    [
+        ("any", "0.0.0.0", "any"),
+        ("192.168.1.0/24", "0.0.0.0", "192.168.1.0/24"),
+        ("192.168.1.7", "0.0.0.0", "192.168.1.7"),
+        ("fd00::/8", "::", "fd00::/8"),
+    ],
+)
+def test_the_network_that_is_asked_for_is_the_one_that_is_let_in(there, network, host, allowed):
+    """Mutation: everybody is let in, whatever network was named."""
+    drop_in = there._network_drop_in(network)
+    assert f"\nEnvironment=LEARN2SOFI_HOST={host}\n" in drop_in
+    assert re.findall(r"^IPAddressAllow=(.*)$", drop_in, re.M) == [allowed]
+
+
+@pytest.mark.parametrize("network", ["192.168.1.0/240", "home", "", "10.0.0.0/8\nUser=root"])
+def test_what_is_no_network_is_refused(there, network):
+    """Mutation: systemd gets to read it, ignores it, and the user is told that the page is open."""
+    with pytest.raises(there.DeployError, match="no network; expected an address such as"):
+        there._network_drop_in(network)
+    assert there._network_drop_in("none") is None
+
+
+def test_what_hangs_on_the_device_is_ended_with_all_that_it_started(there, tmp_path):
+    """Mutation: a preflight that hangs holds every later deploy up."""
+    hanging = ["sh", "-c", f"sleep 60 >/dev/null 2>&1 & echo $! >{tmp_path}/child; wait"]
+    with pytest.raises(there.DeployError, match="did not come to an end in time"):
+        there.must(*there.within(3, hanging))
+    child = Path(f"/proc/{(tmp_path / 'child').read_text().strip()}/stat")
+    assert not child.exists() or child.read_text().split()[2] == "Z"
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        (deploy.EXIT_TOLD, "as said above"),
+        (1, "sudo without a password"),
+        (127, "expected python3"),
+        (255, "broke off"),
+        (137, "broke off"),
+    ],
+)
+def test_what_ended_on_the_device_is_told_from_what_never_began(there, code, meaning):
+    """Mutation: sudo's 1 is taken for ours, and 'as said above' points at nothing."""
+    assert deploy.EXIT_TOLD == there.EXIT_TOLD
+    assert meaning in deploy.Device("microscope")._meaning(code, "check")
+
+
+def test_a_tool_that_this_machine_lacks_is_named(monkeypatch, capsys):
+    """Mutation: '[Errno 2] No such file or directory', after the device was changed."""
+    monkeypatch.setattr(deploy.shutil, "which", lambda name: None if name == "rsync" else name)
+    assert deploy.main(["status", "microscope"]) == 1
+    assert "this machine lacks rsync; expected ssh and rsync" in capsys.readouterr().err
+
+
+# --- the unit and the documents -------------------------------------------------------------------
+
+
+def unit(name):
+    """Read a unit: every key with all its values."""
+    found = {}
+    for key, value in re.findall(r"^(\w+)=(.*)$", (SYSTEMD / name).read_text(), re.M):
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def test_the_unit_lets_the_camera_in_and_nothing_else():
+    """Mutation: a class of devices is lost, which a machine without camera cannot miss."""
+    found = unit("learn2sofi.service")
+    assert found["DevicePolicy"] == ["closed"]
+    assert sorted(found["DeviceAllow"]) == [
+        *("char-dma_heap rw", "char-media rw", "char-video4linux rw"),
+    ]
+    assert found["IPAddressDeny"] == ["any"]
+    assert found["IPAddressAllow"] == ["localhost"]
+    assert "m learn2sofi  video" in (SYSTEMD / "learn2sofi.sysusers.conf").read_text()
+
+
+def test_every_block_of_the_unit_says_why():
+    """Mutation: a hardening line put in without a reason, which nobody dares to take out."""
+    blocks = re.split(r"\n\s*\n", (SYSTEMD / "learn2sofi.service").read_text())
+    for block in blocks:
+        keys = [line for line in block.splitlines() if re.match(r"\w+=", line)]
+        assert "\n#" in f"\n{block}" or keys == ["WantedBy=multi-user.target"], block
+
+
+def test_a_newcomer_needs_ten_commands_or_fewer():
+    """Mutation: one more step is added, and then one more."""
+    page = (REPOSITORY / "docs" / "pi.md").read_text()
+    (commands,) = re.findall(r"## First steps.*?```sh\n(.*?)```", page, re.S)
+    numbers = [int(number) for number in re.findall(r"  # (\d+)\b", commands)]
+    assert numbers == list(range(1, len(commands.splitlines()) + 1))
+    assert len(numbers) <= 10
+
+
+def test_every_command_of_the_pages_is_there():
+    """Mutation: a target is renamed in the Makefile alone."""
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    for name in ("README.md", "docs/pi.md"):
+        text = (REPOSITORY / name).read_text()
+        named = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)", text, re.M))
+        assert named
+        assert named <= targets, name
+
+
+# --- where the deploy's own tests cannot run ------------------------------------------------------
+
+
+def program(folder, name, text):
+    """Put a program of ours before the system's."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_an_environment_that_refuses_to_mount_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """Mutation: mmdebstrap's or mount's words alone; or the tests pass without having run."""
+    program(tmp_path, "unshare", "echo 'unshare: Operation not permitted' >&2; exit 1")
+    program(tmp_path, "sudo", 'exec "$@"')
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    done = subprocess.run(
+        [REPOSITORY / "tests/deploy/may-mount"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "mounting is refused (unshare: Operation not permitted); expected root" in line
+
+
+def test_a_container_that_does_not_boot_is_told_in_one_sentence(tmp_path, monkeypatch):
+    """Mutation: every test waits a minute for sshd and fails of that."""
+    program(tmp_path, "systemd-nspawn", "echo 'Failed to create cgroup: denied' >&2; exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    machine = Machine(tmp_path)
+    machine._keep_on()
+    with pytest.raises(pytest.exit.Exception, match="boots no system .Failed to create cgroup"):
+        machine.wait_for_ssh()

@@ -7,7 +7,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from device import cli
+from device import access, cli
 from device.access import (
     COOKIE,
     FAILURE_WINDOW_S,
@@ -73,6 +73,17 @@ def test_other_credentials_are_refused_and_not_crashed_on(client, header):
     """Mutation: an empty token equals an empty secret; a token beyond ASCII raises."""
     headers = {"Authorization": header.encode("latin-1")}
     assert client.get("/", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "sent", [WRONG, {"Cookie": f"{COOKIE}={'0' * 64}"}], ids=["token", "cookie"]
+)
+def test_secrets_are_compared_in_constant_time(client, monkeypatch, sent):
+    """Mutation: `==`, which answers the sooner the earlier the first wrong character stands."""
+    compared = []
+    monkeypatch.setattr(access.hmac, "compare_digest", lambda *pair: compared.append(pair) or True)
+    assert client.get("/", headers=sent).text == "let in"
+    assert len(compared) == 1
 
 
 def test_the_socket_asks_too(client):

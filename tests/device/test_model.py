@@ -381,10 +381,31 @@ def test_0_threads_are_as_many_as_there_are_cores(write_model, monkeypatch, aske
         took.append(options["num_threads"])
         return interpreter(**options)
 
-    monkeypatch.setattr(model, "_interpreter_class", lambda: spy)
+    monkeypatch.setattr(model, "_interpreter_class", lambda *_: spy)
     monkeypatch.setattr(model.os, "sched_getaffinity", lambda _: set(range(cores)))
     load_step(write_model(), asked)
     assert took == [given]
+
+
+@pytest.mark.parametrize("runtime", ["ai-edge-litert", "tflite-runtime"])
+def test_the_runtime_asked_for_is_the_only_one_tried(runtime, monkeypatch):
+    """Mutations: the other one taken silently; the names swapped."""
+    asked = []
+
+    def missing(name: str):
+        asked.append(name)
+        raise ImportError(name)
+
+    monkeypatch.setattr(model.importlib, "import_module", missing)
+    with pytest.raises(ModelError, match=f"runtime {runtime} is not installed"):
+        model._interpreter_class(runtime)
+    assert asked == [f"{runtime.replace('-', '_')}.interpreter"]
+
+
+def test_a_step_knows_its_form_its_runtime_and_its_folder(write_model, tmp_path):
+    """Mutation: the version for the form; golden windows looked for beside another model."""
+    step = load_step(write_model(), runtime="ai-edge-litert")
+    assert (step.form, step.runtime, step.folder) == ("int8", "ai-edge-litert", tmp_path)
 
 
 def test_a_failing_runtime_is_a_sentence(write_model):

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from training import dataset, quantize
 from training import settings as settings_file
-from training.dataset import DatasetSettings, TrainingStream, plan, validation_set
+from training.dataset import (
+    DatasetSettings,
+    TrainingStream,
+    plan,
+    stack_and_symmetry,
+    validation_set,
+)
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, build_step
 
@@ -57,6 +63,38 @@ def test_a_stream_begun_later_gives_what_the_unbroken_one_gives_there(
 def test_other_processes_simulate_the_same(unbroken: list[Batch]) -> None:
     """Catches stacks that depend on which process was free first."""
     assert_equal(batches(9, workers=2), unbroken[:9])
+
+
+@pytest.mark.parametrize("start", [0, 1, 5, 9, 13])
+def test_stacks_that_are_played_again_resume_too(start: int) -> None:
+    """Catches a pool that is drawn anew, or turned otherwise, after an interruption."""
+    again = {"pool": 2, "plays": 3}
+    assert_equal(batches(3, start, **again), batches(16, **again)[start : start + 3])
+
+
+def test_each_stack_of_the_pool_is_played_so_often_and_never_twice_alike() -> None:
+    """Catches a pool that is never renewed, and plays that are copies of each other."""
+    settings = SMALL.model_copy(update={"pool": 3, "plays": 8})
+    plays = [stack_and_symmetry(settings, play) for play in range(48)]
+    assert [stack for stack, _ in plays] == [*range(3)] * 8 + [*range(3, 6)] * 8
+    for stack in range(6):
+        assert sorted(symmetry for number, symmetry in plays if number == stack) == [*range(8)]
+
+
+def test_copies_of_the_mean_hold_no_fluctuation() -> None:
+    """Catches a twin that still sees its frames, and one whose mean is not the window's."""
+    changes: dict[str, Any] = {"copies": 1, "chunk": 1, "read_at": (0,), "stream_fraction": 0.0}
+    (inputs, truth), *_ = batches(1, **changes)
+    np.testing.assert_array_equal(inputs["frames"], inputs["means"])
+    assert inputs["frames"].shape == (2, 1, 16, 16)
+    windows = batches(3, chunk=10, read_at=(9,), stream_fraction=0.0)
+    np.testing.assert_array_equal(inputs["means"][:, 0], windows[2][0]["means"][:, 0])
+    np.testing.assert_allclose(
+        inputs["means"][:, 0],
+        np.mean([batch["frames"] for batch, _ in windows], axis=(0, 2)),
+        atol=1e-5,
+    )
+    np.testing.assert_array_equal(truth, windows[2][1])
 
 
 def test_batches_have_the_shapes_that_the_network_takes(unbroken: list[Batch]) -> None:
@@ -159,6 +197,8 @@ def test_the_validation_set_stays_the_same() -> None:
         {"stream_chunks": (5, 3)},
         {"stream_chunks": (0, 3)},
         {"size_px": 17},
+        {"copies": 4, "chunk": 3, "read_at": (2,), "stream_fraction": 0.0},
+        {"copies": 1, "chunk": 1, "read_at": (0,)},
     ],
     ids=str,
 )

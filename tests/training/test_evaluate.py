@@ -75,7 +75,8 @@ def test_stack_is_scored_in_every_mode_and_by_the_same_frames() -> None:
     np.testing.assert_array_equal(
         images[evaluate.REFERENCE], baselines.mean(stack.frames[: frozen.FRAMES])
     )
-    assert step.steps == 30 + 40  # a window, and one pass for both lengths of the stream
+    # A window, two without fluctuation, and one pass for both lengths of the stream.
+    assert step.steps == 3 * 30 + 40
     assert {"ours, window", "ours, stream 30", "ours, stream 40"} < set(images)
     assert all(image.shape == (256, 256) for image in images.values())
     doubled = stack.frames[:30].astype(float).mean(0).repeat(2, 0).repeat(2, 1)
@@ -83,6 +84,28 @@ def test_stack_is_scored_in_every_mode_and_by_the_same_frames() -> None:
     # The stream's frames are scaled by other statistics each, so nearly the sum, not exactly.
     assert metrics.pearson(images["ours, stream 40"], doubled) > 0.98
     assert not np.array_equal(images["ours, stream 40"], images["ours, stream 30"])
+
+
+def test_what_fluctuation_tells_is_taken_and_the_rest_stays() -> None:
+    """Catches a shuffling of whole frames, which keeps the correlations, and another mean."""
+    rng = np.random.default_rng(1)
+    common = rng.normal(0, 10, (30, 1, 1))  # what all pixels share
+    frames = (100 + common + rng.normal(0, 1, (30, 16, 20))).astype(np.float32)
+    changed = evaluate.without_fluctuation(frames, rng)
+    for series in changed.values():
+        assert series.shape == frames.shape
+        np.testing.assert_allclose(series.mean(axis=0), frames.mean(axis=0), rtol=1e-6)
+    assert np.ptp(changed["copies of the mean"], axis=0).max() == 0
+    shuffled = changed["shuffled in time"]
+    np.testing.assert_array_equal(np.sort(shuffled, axis=0), np.sort(frames, axis=0))
+
+    def correlation(series: np.ndarray) -> float:
+        return float(
+            np.mean([np.corrcoef(series[:, k, 3], series[:, k, 4])[0, 1] for k in range(16)])
+        )
+
+    assert correlation(frames) > 0.95
+    assert abs(correlation(shuffled)) < 0.25  # 16 pairs of 30 values: 5 / sqrt(16 * 29)
 
 
 def test_the_true_sigma_is_each_stacks_own() -> None:

@@ -141,3 +141,20 @@ def test_a_seed_is_an_example() -> None:
     stack = simulate(settings, 5, (16, 16), np.random.default_rng((1, 0, 4)))
     scaling = measure(stack.frames.mean(axis=0))
     assert a.scales[-1] == pytest.approx(scaling.scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_turning_turns_frames_and_truth_alike(symmetry: int) -> None:
+    """The truth, binned, stays where the frames show it. Catches one of the three left as it is."""
+    example = make_example(ForwardModelSettings(), 30, 32, False, (4,))
+    turned = example.turned(symmetry)
+    binned = turned.truth.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    original = example.truth.reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    expected = np.corrcoef(original.ravel(), example.means[0].ravel())[0, 1]
+    for images in (turned.means[0], turned.frames.mean(axis=0)):
+        assert np.corrcoef(binned.ravel(), images.ravel())[0, 1] == pytest.approx(
+            expected, abs=1e-4
+        )
+    assert np.array_equal(turned.truth, example.truth) == (symmetry == 0)
+    others = [example.turned(other).truth for other in range(8) if other != symmetry]
+    assert not any(np.array_equal(turned.truth, other) for other in others)

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 import pytest
 
-from training.network import NetworkSettings, Step, Unrolled, build_step
+from training.network import FoldedConv2D, NetworkSettings, Step, Unrolled, build_step
 
-TINY = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+TINY = NetworkSettings(filters=1, products=1, head_filters=2, head_layers=1)
 Arrays = dict[str, np.ndarray]
 
 
@@ -100,15 +100,39 @@ def test_a_ramp_and_a_single_pixel_lie_where_the_contract_says() -> None:
     assert np.sum(np.arange(40) * spot.sum(axis=0)) / 4 == pytest.approx(22.5, abs=1e-5)
 
 
-def test_a_shifted_scene_gives_a_shifted_image(step: Step) -> None:
-    """By 2 px, the state's sampling. Catches anything that knows where in the field it is."""
+@pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (1, 1), (2, 3)])
+def test_a_shifted_scene_gives_a_shifted_image(step: Step, dy: int, dx: int) -> None:
+    """Whole camera pixels, odd ones too, after three frames. Catches anything that knows where in
+    the field it is, and the pattern of the folding."""
     rng = np.random.default_rng(5)
-    scene = rng.random((2, 1, 40, 40), np.float32)
-    one = run(step, *scene[:, :, :32, :32], zero_state(step, 1, 32, 32))["image"]
-    two = run(step, *scene[:, :, 2:34, 2:34], zero_state(step, 1, 32, 32))["image"]
-    inside = slice(20, -24)  # output px: beyond what the edges reach
-    moved = slice(24, -20)
-    np.testing.assert_allclose(one[:, moved, moved], two[:, inside, inside], atol=1e-4)
+    scene = rng.random((3, 2, 1, 84, 84), np.float32)
+    images = []
+    for y, x in ((0, 0), (dy, dx)):
+        state = zero_state(step, 1, 80, 80)
+        for frame, mean in scene[..., y : y + 80, x : x + 80]:
+            outputs = run(step, frame, mean, state)
+            state = {"h": outputs["h_out"], "c": outputs["c_out"]}
+        images.append(outputs["image"][0, :, :, 0])
+    one, two = images[0][2 * dy :, 2 * dx :], images[1]
+    inside = slice(60, 100)  # output px: beyond what the edges reach in three frames
+    np.testing.assert_allclose(one[inside, inside], two[inside, inside], atol=1e-4)
+    assert two[inside, inside].std() > 0.1
+
+
+@pytest.mark.parametrize(("size_px", "groups"), [(3, 1), (5, 1), (5, 3)])
+def test_a_folded_convolution_is_one_at_full_sampling(size_px: int, groups: int) -> None:
+    """Catches phases in another order, a mirrored kernel and groups that are mixed up."""
+    rng = np.random.default_rng(8)
+    layer = FoldedConv2D(2, groups, size_px, bias_initializer="normal")
+    image = rng.normal(0, 1, (1, 12, 16, 3)).astype(np.float32)
+    folded = layer(keras.ops.space_to_depth(image, 2))  # (1, 6, 8, groups x 4 x 2)
+    plain = keras.ops.conv(image, layer.kernel, padding="same") + layer.bias
+    for group, part in enumerate(keras.ops.split(folded, groups, axis=-1)):
+        np.testing.assert_allclose(
+            keras.ops.depth_to_space(part, 2),
+            plain[..., 2 * group : 2 * group + 2],
+            atol=1e-5,
+        )
 
 
 def test_fluctuation_reaches_the_image_by_way_of_products(step: Step) -> None:

@@ -17,6 +17,7 @@ from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
 from training.release import manifest
+from training.release import sha256 as release_sha256
 from training.settings import TrainingSettings
 
 
@@ -43,6 +44,7 @@ def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
         "SHA256SUMS",
         "learn2sofi-0.1.0-float32.tflite",
         "learn2sofi-0.1.0-int8.tflite",
+        "learn2sofi-0.1.0.golden.npz",
         "learn2sofi-0.1.0.json",
         "learn2sofi-0.1.0.settings.json",
         "learn2sofi-0.1.0.weights.h5",
@@ -105,7 +107,8 @@ def test_the_device_takes_both_forms(form: str, models: Path, quantized_run: Pat
 def test_the_manifest_inside_is_the_one_beside_less_its_files(models: Path) -> None:
     """Catches two manifests that drift apart."""
     beside = json.loads((models / "learn2sofi-0.1.0.json").read_text())
-    files = beside.pop("files")
+    files, golden = beside.pop("files"), beside.pop("golden")
+    assert golden["sha256"] == release_sha256(models / golden["file"])
     assert set(files) == {"int8", "float32"}
     for entry in files.values():
         content = (models / entry["file"]).read_bytes()
@@ -133,8 +136,8 @@ def test_embedding_changes_nothing_that_is_computed(models: Path, quantized_run:
     inputs = {
         "frame": rng.random((1, 128, 128, 1), np.float32),
         "mean": rng.random((1, 128, 128, 1), np.float32),
-        "h": np.zeros((1, 64, 64, 4), np.float32),
-        "c": np.zeros((1, 64, 64, 4), np.float32),
+        "h": np.zeros((1, 64, 64, 8), np.float32),
+        "c": np.zeros((1, 64, 64, 8), np.float32),
     }
     for path in (quantized_run / "int8.tflite", models / "learn2sofi-0.1.0-int8.tflite"):
         interpreter = Interpreter(str(path), num_threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from training.processing import Processing
 from training.sensor import Sensor
 
 BIT_DEPTHS = [8, 10, 12, 16]
@@ -73,3 +74,40 @@ def test_a_seed_is_an_exposure() -> None:
     a, b, c = (Sensor().expose(light, np.random.default_rng(s)) for s in (1, 1, 2))
     np.testing.assert_array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+def test_the_fixed_pattern_is_the_same_in_every_frame() -> None:
+    """Catches a pattern drawn anew for each frame, and one that is missing.
+
+    Means of 400 frames: shot noise leaves 100 / 20 of 10,000 electrons, 0.05 %.
+    """
+    sensor = Sensor(1.0, 0.0, offset_adu=0, bit_depth=16, response_spread=0.02)
+    frames = sensor.expose(np.full((400, 40, 40), 10_000.0), np.random.default_rng(6))
+    mean = frames.mean(axis=0) / 10_000
+    assert mean.std() == pytest.approx(0.02, rel=0.1)  # 1,600 pixels: 5 of their 1/57
+    halves = [part.mean(axis=0).ravel() for part in (frames[:200], frames[200:])]
+    assert np.corrcoef(halves)[0, 1] > 0.99
+
+
+def test_hot_pixels_are_few_bright_and_stay() -> None:
+    """Catches a share that is ignored, and hot pixels that take light away or wander."""
+    sensor = Sensor(
+        0.5, 0.0, offset_adu=10, bit_depth=16, hot_pixel_fraction=0.01, hot_pixel_e=1000
+    )
+    frames = sensor.expose(np.zeros((4, 200, 200)), np.random.default_rng(7)).astype(int) - 10
+    hot = frames.mean(axis=0) > 5
+    assert hot.mean() == pytest.approx(0.01, abs=0.0025)  # 5 standard deviations of the binomial
+    assert np.all(frames[:, ~hot] <= 40)
+    assert frames[:, hot].mean() == pytest.approx(1000, rel=0.25)  # 5 / sqrt(400)
+
+
+def test_processing_comes_after_the_noise() -> None:
+    """Catches noise that is white although the frames were interpolated."""
+    sensor = Sensor(
+        1.0, 5.0, offset_adu=500, bit_depth=12, processing=Processing(resampling_sigma_px=0.8)
+    )
+    dark = sensor.expose(np.zeros((200, 200)), np.random.default_rng(8)).astype(float) - 500
+    neighbours = np.mean(dark[:, 1:] * dark[:, :-1]) / dark.var()
+    assert neighbours == pytest.approx(
+        np.exp(-1 / (4 * 0.64)), abs=0.05
+    )  # of a blurred white noise

@@ -67,12 +67,22 @@ def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() 
         assert abs(cosine.mean() - np.exp(-s / (2 * persistence))) < 5 * error
 
 
-def test_a_point_is_drawn_in_the_pixel_it_lies_in() -> None:
-    """Catches swapped axes, rounding to the nearest centre, and light from beyond the edge."""
-    points = np.array([[2.9, 5.1], [2.0, 5.99], [-0.1, 3.0], [4.0, 0.0], [3.9, 7.0]])
-    drawn = Grid(4, 7).histogram(points, np.array([1.0, 2.0, 4.0, 8.0, 16.0]))
-    assert drawn[2, 5] == 3
-    assert drawn.sum() == 3
+def test_a_point_lies_where_it_is_and_not_on_a_pixel() -> None:
+    """Its light and its centre of mass are its own. Catches swapped axes, rounding, and light from
+    beyond the edge."""
+    grid, rng = Grid(9, 12), np.random.default_rng(2)
+    rows, columns = grid.coordinates()
+    for point in rng.uniform((1, 1), (8, 11), (20, 2)):
+        drawn = grid.deposit(point[None], np.array([3.0]))
+        assert drawn.sum() == pytest.approx(3, rel=1e-6)
+        assert np.sum(drawn * rows) / 3 == pytest.approx(point[0], abs=1e-5)
+        assert np.sum(drawn * columns) / 3 == pytest.approx(point[1], abs=1e-5)
+        assert np.count_nonzero(drawn > 0.003) <= 4
+    outside = np.array([[-0.1, 3.0], [9.0, 3.0], [3.0, 12.0]])
+    assert grid.deposit(outside).sum() == 0
+    corner = grid.deposit(np.array([[0.0, 0.0]]))  # half of it beyond, along each axis
+    assert corner.sum() == pytest.approx(0.25)
+    assert corner[0, 0] == pytest.approx(0.25)
 
 
 def test_numbers_of_objects_go_with_the_area() -> None:
