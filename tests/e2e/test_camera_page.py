@@ -349,7 +349,7 @@ def test_a_camera_that_cannot_be_opened_is_said(browser, served, camera, monkeyp
     monkeypatch.setattr(sys.modules["picamera2"], "Picamera2", busy)
     browser.get(served(camera).address)
     title = "return document.querySelector('#veil .title').innerText"
-    wait_until(lambda: browser.execute_script(title) == "Camera lost", "the words")
+    wait_until(lambda: browser.execute_script(title) == "No camera", "the words")
     assert "Device or resource busy" in text(browser, "#veil .detail")
     assert "learn2sofi check" in text(browser, "#veil .detail")
     wait_until(lambda: shown(browser, "#camera-button"), "the camera's button")
