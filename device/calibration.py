@@ -6,15 +6,16 @@ Measured on the same region and binning of the sensor as it is applied to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import tifffile
 
-from device.camera import CameraError
+from device.camera import CameraError, Frame
 from device.errors import UserError
 from device.ometiff import write_ometiff
 
@@ -24,6 +25,7 @@ HOT_SIGMAS = 6.0
 """A pixel this many robust standard deviations above the dark frame's median is hot."""
 MIN_FLAT = 0.05
 """Where the illumination is weaker than this part of its mean, the flat field is not trusted."""
+_ALIKE = 0.05  # relative: sensors count their exposure in rows
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
 
 
@@ -43,11 +45,15 @@ class Calibration:
         True where a pixel is hot, (H, W) bool.
     flat : ndarray or None
         Relative illumination, mean 1, (H, W) float32.
+    dark_exposure_us, dark_gain : float or None
+        What the dark frame was measured at, where the camera told it.
     """
 
     dark: np.ndarray | None = None
     hot: np.ndarray | None = None
     flat: np.ndarray | None = None
+    dark_exposure_us: float | None = None
+    dark_gain: float | None = None
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -76,6 +82,28 @@ class Calibration:
                 f"the calibration was measured at {self.shape} px, the frames have {shape}; "
                 "expected the same; calibrate again, or set dark and flat to false"
             )
+
+    def warning(self, frame: Frame | None) -> str | None:
+        """Say what a frame was taken at where the dark frame was not; None where they agree.
+
+        Parameters
+        ----------
+        frame : Frame or None
+            The newest.
+        """
+        if frame is None:
+            return None
+        pairs = (
+            ("exposure, us", self.dark_exposure_us, frame.exposure_us),
+            ("gain", self.dark_gain, frame.gain),
+        )
+        for name, measured, now in pairs:
+            if measured and now and abs(now - measured) > _ALIKE * measured:
+                return (
+                    f"the dark frame was measured at another {name} ({measured:g}) than the "
+                    f"camera's ({now:g}); expected the same; calibrate again"
+                )
+        return None
 
     def apply(self, image: np.ndarray) -> np.ndarray:
         """Correct an image, (H, W); float32 in ADU where anything is corrected."""
@@ -205,7 +233,15 @@ def load(folder: Path | None, dark: bool = True, flat: bool = True) -> Calibrati
     nothing: list[np.ndarray | None] = [None, None]
     dark_images = _read(found["dark"]) if dark and "dark" in found else nothing
     flat_images = _read(found["flat"]) if flat and "flat" in found else nothing
-    return _agreeing(folder, dark_images, flat_images[0])
+    measured = _agreeing(folder, dark_images, flat_images[0])
+    if measured.dark is None:
+        return measured
+    notes = _notes(found["dark"])
+    return replace(
+        measured,
+        dark_exposure_us=_number(notes.get("exposure_us")),
+        dark_gain=_number(notes.get("gain")),
+    )
 
 
 def _agreeing(
@@ -229,3 +265,14 @@ def _read(path: Path) -> list[np.ndarray | None]:
             "calibrate again"
         ) from error
     return [np.asarray(image, np.float32) for image in images.reshape(-1, *images.shape[-2:])]
+
+
+def _notes(path: Path) -> dict[str, str]:
+    """Read the names and values that were written with the images."""
+    with tifffile.TiffFile(path) as tiff:
+        xml = tiff.ome_metadata or ""
+    return dict(re.findall(r'<M K="([^"]+)">([^<]*)</M>', xml))
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

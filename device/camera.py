@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -46,6 +46,8 @@ class Frame:
         Exposure time in us, where the camera tells it.
     gain : float or None
         Analogue gain (1 is none), where the camera tells it.
+    digital_gain : float or None
+        Factor that a processed stream was multiplied by, where the camera tells it.
     """
 
     array: np.ndarray
@@ -53,6 +55,7 @@ class Frame:
     index: int
     exposure_us: float | None = None
     gain: float | None = None
+    digital_gain: float | None = None
 
 
 class Camera(Protocol):
@@ -91,3 +94,22 @@ class Camera(Protocol):
 
     def close(self) -> None:
         """Release the camera. Never raises."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A camera that knows more of itself than its name."""
+
+    def facts(self) -> dict[str, object]:
+        """Tell how it is set up, for the metadata of what it delivers; known after `open`."""
+
+
+def facts_of(camera: Camera) -> dict[str, object]:
+    """Tell what a camera knows of itself, its name first.
+
+    Parameters
+    ----------
+    camera : Camera
+        Open, or opened before.
+    """
+    return {"camera": camera.name, **(camera.facts() if isinstance(camera, Described) else {})}

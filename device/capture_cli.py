@@ -7,12 +7,14 @@ import itertools
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device.camera import Camera, CameraTimeout, EndOfStream, Frame
+import numpy as np
+
+from device.camera import Camera, CameraTimeout, EndOfStream, Frame, facts_of
 from device.errors import FaultError, UserError
 
 if TYPE_CHECKING:
@@ -127,13 +129,15 @@ def _record(options: argparse.Namespace, settings: Settings, make_camera: MakeCa
         recorder = Recorder(
             options.target,
             pixel_size_um=microscope.pixel_size_um(camera),
-            annotations={"camera": camera.name, **microscope.notes()},
+            annotations={**facts_of(camera), **microscope.notes()},
+            interval_s=camera.frame_interval_s,
         )
         try:
             _feed(recorder.add, camera, options, stop)
         finally:
             recorder.finish()
-    sys.stdout.write(f"{options.target}: {recorder.frames} frames\n")
+    missed = f", {recorder.missed} missed by the camera" if recorder.missed else ""
+    sys.stdout.write(f"{options.target}: {recorder.frames} frames{missed}\n")
 
 
 class _Stop:
@@ -174,8 +178,9 @@ def _calibrate(options: argparse.Namespace, settings: Settings, make_camera: Mak
         )
     camera = make_camera(settings)
     with _opened(camera):
-        frames = (frame.array for frame in itertools.islice(_frames(camera), options.frames))
-        notes = {"camera": camera.name, "frames": options.frames, "kind": options.kind}
+        taken = itertools.islice(_frames(camera), options.frames)
+        notes = {**facts_of(camera), "frames": options.frames, "kind": options.kind}
+        frames = _noting_exposure(taken, notes)
         if options.kind == "dark":
             dark, hot = calibration.measure_dark(frames)
             path = calibration.save_dark(folder, dark, hot, notes)
@@ -185,6 +190,13 @@ def _calibrate(options: argparse.Namespace, settings: Settings, make_camera: Mak
             path = calibration.save_flat(folder, flat, notes)
             result = f"illumination {flat.min():.2f} to {flat.max():.2f} of its mean"
     sys.stdout.write(f"{path}: {result}\n")
+
+
+def _noting_exposure(frames: Iterable[Frame], notes: dict[str, object]) -> Iterator[np.ndarray]:
+    """Yield the frames' images; note what the last was taken at: a dark frame is of that alone."""
+    for frame in frames:
+        notes |= {"exposure_us": frame.exposure_us, "gain": frame.gain}
+        yield frame.array
 
 
 def _measured_dark(folder: Path, shape: tuple[int, int]) -> Any:

@@ -6,6 +6,7 @@ Nothing here ends a process or changes a setting; what is found is said, with wh
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import threading
 import time
@@ -16,12 +17,21 @@ from typing import TYPE_CHECKING
 
 from device.camera import Camera, CameraError
 from device.errors import Learn2sofiError
+from device.picamera import BUFFERS
 
 if TYPE_CHECKING:
     from device.settings import Settings
 
 ROOT = Path("/")
 MIN_CMA_KIB = 64 * 1024
+_OTHER_CMA_KIB = 16 * 1024  # the small processed stream, the image processor's tables
+_CMA_OVERLAYS = (256, 320, 384, 448, 512)  # MiB, of those that the overlay cma offers
+# A sensor is an I2C device, "imx219 10-0010", and so is the motor of a lens.
+_ON_I2C = re.compile(r" \d+-[0-9a-f]{4}$")
+_LENSES = ("dw9", "ak7", "ad5")
+_ASKS_FOR_CAMERA = re.compile(
+    r"camera_auto_detect=1$|start_x=1$|dtoverlay=(imx|ov|arducam|camera|vc-mipi|irs|adv7|tc35)"
+)
 _READ_TIMEOUT_S = 3.0
 _RUN_TIMEOUT_S = 2.0
 
@@ -66,29 +76,63 @@ def examine(settings: Settings, make_camera: Callable[[Settings], Camera]) -> li
         In the order in which to mend them.
     """
     findings = []
+    frame = find_frame(settings, make_camera)
     if settings.camera == "picamera2":
-        findings += [find_device(ROOT), find_users(ROOT), find_cma(ROOT)]
+        findings += [find_device(ROOT), find_users(ROOT, frame.good)]
+        findings += [find_cma(ROOT, settings.camera_size)]
     throttled = read_throttled(ROOT)
     if throttled is not None:
         findings += find_throttling(throttled)
-    return [*findings, find_frame(settings, make_camera)]
+    return [*findings, frame]
 
 
 def find_device(root: Path) -> Finding:
-    """Look whether the kernel knows a camera."""
-    media = sorted(root.glob("dev/media*"))
-    if media:
-        return Finding(True, f"the kernel has {len(media)} media devices")
+    """Look whether the kernel knows a sensor; where not, whether it was told to look for one.
+
+    A Pi has media devices (codecs, scalers) without any camera, so these prove nothing.
+    """
+    names = root.glob("sys/class/video4linux/v4l-subdev*/name")
+    found = [name.read_text().strip() for name in names]
+    sensors = sorted(name.split()[0] for name in found if _ON_I2C.search(name))
+    sensors = [name for name in sensors if not name.startswith(_LENSES)]
+    if sensors:
+        return Finding(True, f"the kernel knows the sensor {', '.join(sensors)}")
+    if _is_enabled(root):
+        return Finding(
+            False,
+            "the kernel knows no camera although it looks for one: switch off, look at the cable "
+            "(contacts towards the contacts, pushed home; the Pi 5 and the Zero need the narrow "
+            "one); a sensor that is not the Pi's own needs its dtoverlay in config.txt",
+        )
     return Finding(
         False,
-        "the kernel knows no camera: switch off, look at the cable (contacts towards the contacts; "
-        "the Pi 5 and the Zero need the narrow one), put camera_auto_detect=1 or the sensor's "
-        "dtoverlay into /boot/firmware/config.txt, start again",
+        "the kernel knows no camera and looks for none: put camera_auto_detect=1 or the sensor's "
+        "dtoverlay into /boot/firmware/config.txt and start again",
     )
 
 
-def find_users(root: Path) -> Finding:
-    """Look who has a camera's device open; needs to be root to see other users' processes."""
+def _is_enabled(root: Path) -> bool:
+    """Tell whether the firmware's settings ask for a camera."""
+    for folder in ("boot/firmware", "boot"):
+        try:
+            lines = (root / folder / "config.txt").read_text(errors="replace").splitlines()
+        except OSError:
+            continue
+        settings = [line.partition("#")[0].strip() for line in lines]
+        return any(_ASKS_FOR_CAMERA.match(setting) for setting in settings)
+    return False
+
+
+def find_users(root: Path, is_free: bool = False) -> Finding:
+    """Look who has a camera's device open; needs to be root to see other users' processes.
+
+    Parameters
+    ----------
+    root : Path
+        Where the file systems are mounted.
+    is_free : bool
+        A frame could be taken: desktops have a camera's devices open without using it.
+    """
     users: dict[int, str] = {}
     for descriptor in root.glob("proc/[0-9]*/fd/*"):
         process = descriptor.parent.parent
@@ -97,6 +141,8 @@ def find_users(root: Path) -> Finding:
     if not users:
         return Finding(True, "no other process that we may see has the camera open")
     named = ", ".join(f"{name} (process {number})" for number, name in sorted(users.items()))
+    if is_free:
+        return Finding(True, f"{named} has the camera's devices open, and leaves it free")
     return Finding(
         False, f"the camera is in use by {named}: end it, if it is yours to end, and try again"
     )
@@ -117,22 +163,39 @@ def _name_of(process: Path) -> str:
         return "?"
 
 
-def find_cma(root: Path) -> Finding:
-    """Look whether the kernel's contiguous memory holds a camera's buffers."""
+def find_cma(root: Path, camera_size: str = "640x480") -> Finding:
+    """Look whether the kernel's contiguous memory holds a camera's buffers.
+
+    Parameters
+    ----------
+    root : Path
+        Where the file systems are mounted.
+    camera_size : str
+        Width x height of the stream in px.
+    """
+    width, height = map(int, camera_size.split("x"))
+    stream_kib = BUFFERS * width * height * 2 // 1024  # two bytes a px, as raw has
+    needed_kib = max(MIN_CMA_KIB, stream_kib + _OTHER_CMA_KIB)
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         lines = []
     sizes = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Cma")}
     total = sizes.get("CmaTotal", 0)
-    if total >= MIN_CMA_KIB:
+    if total >= needed_kib:
         free = sizes.get("CmaFree", 0)
         return Finding(True, f"contiguous memory: {total // 1024} MiB, {free // 1024} free")
     return Finding(
         False,
-        f"contiguous memory (CMA) is {total // 1024} MiB where at least {MIN_CMA_KIB // 1024} are "
-        "needed: put dtoverlay=cma,cma-256 into /boot/firmware/config.txt and start again",
+        f"contiguous memory (CMA) is {total // 1024} MiB where at least {needed_kib // 1024} are "
+        f"needed for {camera_size}: put dtoverlay=cma,cma-{_cma_overlay(needed_kib)} into "
+        "/boot/firmware/config.txt and start again, or choose a smaller camera_size",
     )
+
+
+def _cma_overlay(needed_kib: int) -> int:
+    """Name the smallest size in MiB that the overlay knows and that is enough."""
+    return next((size for size in _CMA_OVERLAYS if size * 1024 >= needed_kib), _CMA_OVERLAYS[-1])
 
 
 def read_throttled(root: Path = ROOT) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from device.errors import UserError
+from device.pixel_format import Region
 
 DRIFT = 0.05
 """A value this far from what was wanted, relative to it, is reported: sensors count in rows."""
@@ -105,6 +106,15 @@ class Readings:
         """Allow the camera some frames to become what is wanted."""
         with self._lock:
             self._since_change = 0
+
+    def crop(self) -> Region | None:
+        """Tell the part of the sensor that the last frame showed; None where it is not told."""
+        with self._lock:
+            rectangle = self._metadata.get("ScalerCrop")
+        if not rectangle:
+            return None
+        left, top, width, height = rectangle
+        return Region(top, left, height, width)
 
     def compare(self, name: str, wanted: float | None, limits: Limits | None) -> dict[str, Any]:
         """Tell a control as it is.

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 BUFFERS = 8
 _HELD = BUFFERS - 3  # the sensor, the driver and picamera2 work on the others
 _CLOSE_S = 3.0
+_MOST_DISTORTION = 0.01  # of a pixel's sides: sizes are whole and even
 _MAIN_SIZE = (320, 240)  # picamera2 wants a processed stream beside the raw one: a small one
 
 # What picamera2, libcamera's bindings and the kernel raise when a camera fails.
@@ -52,6 +53,9 @@ class Capture:
         Analogue gain; None leaves it to the camera.
     region : Region or None
         Part of the image that is taken, in px of the frames; None is all.
+    sensor_crop : Region or None
+        Part of the sensor that the image processor scales to `size`, in px of the sensor; None is
+        all of the mode. A luma stream's alone.
     transfer : str
         Transfer curve that a luma stream has.
     tuning : str or None
@@ -66,6 +70,7 @@ class Capture:
     exposure_us: float | None = 10_000.0
     gain: float | None = 1.0
     region: Region | None = None
+    sensor_crop: Region | None = None
     transfer: Transfer = "bt709"
     tuning: str | None = None
     number: int = 0
@@ -81,6 +86,7 @@ def capture_of(settings: Settings) -> Capture:
         exposure_us=settings.exposure_us,
         gain=settings.gain,
         region=parse_region(settings.roi),
+        sensor_crop=parse_region(settings.sensor_crop),
         transfer=settings.transfer,
         tuning=None if settings.tuning is None else str(settings.tuning),
         number=settings.camera_number,
@@ -106,6 +112,8 @@ class PiCamera:
         self._picam2: Any = None
         self._format: StreamFormat | None = None
         self._region = Region(0, 0, 0, 0)
+        self._field: Region | None = None
+        self._model: str | None = None
         self._readings = Readings()
         self._limits: dict[str, Limits] = {}
         self._delivered = 0
@@ -121,9 +129,29 @@ class PiCamera:
         return 1.0 / self._wanted.fps
 
     @property
-    def px_per_pixel(self) -> int:
-        """Sensor px along a side of a frame's pixel: 2 for Bayer; known after `open`."""
-        return self._format.px_per_pixel if self._format else 1
+    def px_per_pixel(self) -> float:
+        """Sensor px along a side of a frame's pixel; known after `open`.
+
+        The mode's binning or the image processor's scaling, where the camera tells it, and 2 for
+        the quads of a Bayer pattern.
+        """
+        if self._format is None:
+            return 1.0
+        scaling = self._field.width / self._format.width if self._field else 1.0
+        return scaling * self._format.px_per_pixel
+
+    def facts(self) -> dict[str, object]:
+        """Tell how the stream came about, for the metadata of recordings; known after `open`."""
+        if self._format is None:
+            return {}
+        return {
+            "sensor": self._model,
+            "pixel_format": self._format.pixel_format,
+            "transfer_undone": None if self._format.is_raw else self._wanted.transfer,
+            "region": str(self._region),
+            "sensor_region": None if self._field is None else str(self._field),
+            "sensor_px_per_pixel": self.px_per_pixel,
+        }
 
     # --- open and close --------------------------------------------------------------------------
 
@@ -153,6 +181,9 @@ class PiCamera:
         self._region = _checked(self._wanted.region, self._format)
         self._limits = _limits(picam2.camera_controls)
         self._refuse_unreachable(self._wanted)
+        _refuse_crop(self._wanted.sensor_crop, self._format, picam2.camera_controls)
+        self._field = _field(self._wanted, self._format, picam2.camera_controls)
+        self._model = picam2.camera_properties.get("Model")
         picam2.set_controls(_control_values(self._wanted, picam2.camera_controls))
         self._readings = Readings()
         self._delivered = 0
@@ -242,6 +273,7 @@ class PiCamera:
             self._delivered,
             _number(metadata.get("ExposureTime")),
             _number(metadata.get("AnalogueGain")),
+            _number(metadata.get("DigitalGain")),
         )
         self._delivered += 1
         return frame
@@ -254,9 +286,9 @@ class PiCamera:
         Returns
         -------
         dict
-            By name (``exposure_us``, ``gain``, ``fps``, ``roi``): ``wanted``, ``actual`` (None
-            where the camera does not tell), ``min``, ``max`` (None where it offers no such
-            control) and ``drifted``.
+            By name (``exposure_us``, ``gain``, ``fps``, ``roi``, and ``sensor_crop`` where there
+            is one): ``wanted``, ``actual`` (None where the camera does not tell), ``min``, ``max``
+            (None where it offers no such control) and ``drifted``.
         """
         wanted = {
             "exposure_us": self._wanted.exposure_us,
@@ -267,9 +299,19 @@ class PiCamera:
             name: self._readings.compare(name, value, self._limits.get(name))
             for name, value in wanted.items()
         }
-        region = {"wanted": str(self._wanted.region or ""), "actual": str(self._region)}
         limits = {"min": None, "max": None, "drifted": False}
-        return {**told, "roi": {**region, **limits}}
+        region = {"wanted": str(self._wanted.region or ""), "actual": str(self._region)}
+        told["roi"] = {**region, **limits}
+        if self._field is not None and self._format is not None and not self._format.is_raw:
+            crop = self._readings.crop()
+            wanted_crop = self._wanted.sensor_crop
+            told["sensor_crop"] = {
+                **limits,
+                "wanted": str(wanted_crop or ""),
+                "actual": None if crop is None else str(crop),
+                "drifted": bool(wanted_crop and crop and not crop.is_near(wanted_crop)),
+            }
+        return told
 
     def set_controls(self, changes: Mapping[str, Any]) -> bool:
         """Change controls.
@@ -277,12 +319,13 @@ class PiCamera:
         Parameters
         ----------
         changes : mapping
-            ``exposure_us``, ``gain``, ``fps`` or ``roi`` (a `Region` or None) with the new value.
+            ``exposure_us``, ``gain``, ``fps``, ``roi`` or ``sensor_crop`` (each a `Region` or
+            None) with the new value.
 
         Returns
         -------
         bool
-            True if the camera must be opened anew for it: rate and region are configured.
+            True if the camera must be opened anew for it: rate and regions are configured.
 
         Raises
         ------
@@ -296,12 +339,15 @@ class PiCamera:
             self._refuse_unreachable(wanted)
             if self._format is not None:
                 _checked(wanted.region, self._format)
+            if self._picam2 is not None and self._format is not None:
+                advertised = self._picam2.camera_controls
+                _refuse_crop(wanted.sensor_crop, self._format, advertised)
             self._wanted = wanted
             if self._picam2 is not None:
                 values = _control_values(wanted, self._picam2.camera_controls)
                 self._picam2.set_controls(values)
                 self._readings.expect_change()
-        return bool({"fps", "roi"} & set(changes))
+        return bool({"fps", "roi", "sensor_crop"} & set(changes))
 
     def _refuse_unoffered(self, changes: Mapping[str, Any]) -> None:
         for name in {"exposure_us", "gain"} & set(changes):
@@ -439,12 +485,51 @@ def _checked(region: Region | None, format_: StreamFormat) -> Region:
     if region is None:
         return format_.whole()
     height, width = format_.shape
-    if region.top + region.height > height or region.left + region.width > width:
+    if not region.is_within(format_.whole()):
         raise CameraError(
             f"roi is {region}, but the camera's images have {height} x {width} px; expected "
             "Y,X,H,W within them; correct it"
         )
     return region
+
+
+def _refuse_crop(crop: Region | None, format_: StreamFormat, advertised: Mapping[str, Any]) -> None:
+    """Refuse a part of the sensor that the image processor cannot take, or would distort."""
+    if crop is None:
+        return
+    if format_.is_raw or "ScalerCrop" not in advertised:
+        raise ControlError(
+            "sensor_crop cannot be set: the image processor crops luma streams alone, of cameras "
+            "that offer ScalerCrop; expected nothing; use roi, or another mode by camera_size"
+        )
+    most = _rectangle(advertised["ScalerCrop"][1])
+    if not crop.is_within(most):
+        raise ControlError(
+            f"sensor_crop is {crop}, but this mode reads {most} of the sensor; expected Y,X,H,W "
+            "within that; correct it"
+        )
+    if abs(crop.width * format_.height / (crop.height * format_.width) - 1) > _MOST_DISTORTION:
+        raise ControlError(
+            f"sensor_crop is {crop}, which is not shaped like the stream of {format_.width} x "
+            f"{format_.height} px, so that pixels would not be square; expected the same ratio of "
+            "width and height; correct it"
+        )
+
+
+def _field(wanted: Capture, format_: StreamFormat, advertised: Mapping[str, Any]) -> Region | None:
+    """Tell which part of the sensor the stream shows, in its px; None where it is not told."""
+    if "ScalerCrop" not in advertised:
+        return None
+    _, most, usual = advertised["ScalerCrop"]
+    if format_.is_raw:
+        return _rectangle(most)  # the mode's own part: raw streams are not scaled
+    return wanted.sensor_crop or _rectangle(usual)
+
+
+def _rectangle(rectangle: tuple[int, int, int, int]) -> Region:
+    """Turn libcamera's x, y, width, height into ours."""
+    left, top, width, height = rectangle
+    return Region(top, left, height, width)
 
 
 def _limits(advertised: Mapping[str, Any]) -> dict[str, Limits]:
@@ -471,6 +556,7 @@ def _control_values(wanted: Capture, advertised: Mapping[str, Any]) -> dict[str,
         "FrameDurationLimits": (interval_us, interval_us),
         "ExposureTime": None if wanted.exposure_us is None else round(wanted.exposure_us),
         "AnalogueGain": wanted.gain,
+        "ScalerCrop": None if wanted.sensor_crop is None else wanted.sensor_crop.rectangle,
     }
     return {name: v for name, v in values.items() if name in advertised and v is not None}
 

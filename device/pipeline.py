@@ -494,7 +494,7 @@ class Pipeline:
         return {
             "mode": self._era.mode,
             "camera": self._camera.name,
-            "preparation": self._era.preparation.state(),
+            "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,

@@ -51,6 +51,25 @@ class Region:
     def __str__(self) -> str:
         return f"{self.top},{self.left},{self.height},{self.width}"
 
+    @property
+    def rectangle(self) -> tuple[int, int, int, int]:
+        """As libcamera writes it: x, y, width, height."""
+        return self.left, self.top, self.width, self.height
+
+    def is_within(self, other: Region) -> bool:
+        """Tell whether no px of it lies outside another region."""
+        return (
+            self.top >= other.top
+            and self.left >= other.left
+            and self.top + self.height <= other.top + other.height
+            and self.left + self.width <= other.left + other.width
+        )
+
+    def is_near(self, other: Region, px: int = 8) -> bool:
+        """Tell whether none of its four numbers is further off than some px."""
+        mine, theirs = self.rectangle, other.rectangle
+        return all(abs(a - b) <= px for a, b in zip(mine, theirs, strict=True))
+
 
 def parse_region(text: str) -> Region | None:
     """Read ``Y,X,H,W`` in px; None for no text."""

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from device.calibration import Calibration
+from device.camera import Frame
 from device.sampling import Sampling
 
 
@@ -53,13 +54,23 @@ class Preparation:
         # At a whole ratio, INTER_AREA is the mean of each block.
         return cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
 
-    def state(self) -> dict[str, Any]:
-        """Name what is done, for ``/api/state`` and the metadata of images."""
+    def state(self, newest: Frame | None = None) -> dict[str, Any]:
+        """Name what is done, for ``/api/state`` and the metadata of images.
+
+        Parameters
+        ----------
+        newest : Frame, optional
+            What the calibration is compared with.
+        """
         sampling = self.sampling
+        warnings = [
+            None if sampling is None else sampling.warning,
+            self.calibration.warning(newest),
+        ]
         return {
             "calibration": self.calibration.applied,
             "binning": self.binning,
             "pixel_nm": sampling and sampling.pixel_nm,
             "psf_sigma_px": sampling and sampling.psf_sigma_px,
-            "warning": sampling and sampling.warning,
+            "warning": "; ".join(filter(None, warnings)) or None,
         }

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
-from device.camera import Frame
+from device.camera import Frame, facts_of
 from device.errors import FaultError, UserError
 from device.ometiff import NAMESPACE, check_output, whole_or_nothing
+from device.ring_buffer import missed_between
 
 if TYPE_CHECKING:
     from device.microscope import Microscope
@@ -45,6 +47,9 @@ class Recorder:
         Side of a pixel in the sample plane in um.
     annotations : mapping, optional
         Names and values that the file carries; None is left out.
+    interval_s : float
+        Nominal time between frames in s, to count by what the camera itself missed; 0 where it is
+        not known.
     waiting_bytes : int
         Frames that may wait for the disk, in bytes.
 
@@ -60,17 +65,21 @@ class Recorder:
         *,
         pixel_size_um: float | None = None,
         annotations: Mapping[str, object] | None = None,
+        interval_s: float = 0.0,
         waiting_bytes: int = WAITING_BYTES,
     ) -> None:
         check_output(path)
         self.path = path
         self._pixel_size_um = pixel_size_um
         self._annotations = dict(annotations or {})
+        self._interval_s = interval_s
         self._waiting_bytes = waiting_bytes
         self._queue: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._like: tuple[tuple[int, ...], np.dtype] | None = None
         self._taken = 0
+        self._missed = 0
+        self._newest_ns: int | None = None
         self._written: list[Frame] = []  # without their images
         self._ended = False
         self._error: str | None = None
@@ -81,6 +90,11 @@ class Recorder:
     def frames(self) -> int:
         """Frames taken in so far."""
         return self._taken
+
+    @property
+    def missed(self) -> int:
+        """Frames that the camera itself missed meanwhile: gaps in the sensor's timestamps."""
+        return self._missed
 
     @property
     def error(self) -> str | None:
@@ -108,8 +122,14 @@ class Recorder:
                 self._fail(problem)
                 return False
             self._taken += 1
+            self._note_gap(frame)
             self._queue.put(frame)
             return True
+
+    def _note_gap(self, frame: Frame) -> None:
+        newest_ns, self._newest_ns = self._newest_ns, frame.timestamp_ns
+        if newest_ns is not None:
+            self._missed += missed_between(newest_ns, frame.timestamp_ns, self._interval_s)
 
     def _problem(self, frame: Frame) -> str | None:
         array = frame.array
@@ -155,6 +175,7 @@ class Recorder:
             "recording": not self._ended,
             "file": str(self.path),
             "frames": self._taken,
+            "missed": self._missed,
             "waiting": max(0, self._taken - len(self._written)),
             "error": self._error,
         }
@@ -205,14 +226,14 @@ class Recorder:
             (len(frames), 1, 1, height, width, 1),
             axes="TYX",
             Plane=_planes(frames),
-            MapAnnotation=_notes(frames, self._annotations),
+            MapAnnotation=_notes(frames, {**self._annotations, "frames_missed": self._missed}),
             **_pixel_size(self._pixel_size_um),
         )
         return xml.tostring(declaration=True)
 
 
 def _without_image(frame: Frame) -> Frame:
-    return Frame(np.empty((0, 0)), frame.timestamp_ns, frame.index, frame.exposure_us, frame.gain)
+    return replace(frame, array=np.empty((0, 0)))
 
 
 def _planes(frames: list[Frame]) -> dict[str, list[Any]]:
@@ -228,11 +249,12 @@ def _planes(frames: list[Frame]) -> dict[str, list[Any]]:
 
 
 def _notes(frames: list[Frame], annotations: Mapping[str, object]) -> dict[str, str]:
-    # OME has no place for a plane's gain, and DeltaT would round the timestamps.
+    # OME has no place for a plane's gains, and DeltaT would round the timestamps.
     columns: dict[str, list[Any]] = {
         "timestamps_ns": [frame.timestamp_ns for frame in frames],
         "exposures_us": [frame.exposure_us for frame in frames],
         "gains": [frame.gain for frame in frames],
+        "digital_gains": [frame.digital_gain for frame in frames],
     }
     notes = {"Namespace": NAMESPACE, "content": "raw frames, uncorrected"}
     notes |= {name: str(value) for name, value in annotations.items() if value is not None}
@@ -307,7 +329,8 @@ class Recordings:
         return Recorder(
             self._folder / name,
             pixel_size_um=self._microscope.pixel_size_um(camera),
-            annotations={"camera": camera.name, **self._microscope.notes()},
+            annotations={**facts_of(camera), **self._microscope.notes()},
+            interval_s=camera.frame_interval_s,
         )
 
     def stop(self) -> dict[str, Any]:
@@ -329,5 +352,6 @@ class Recordings:
     def _state(self) -> dict[str, Any]:
         recorder = self._recorder
         if recorder is None:
-            return {"recording": False, "file": None, "frames": 0, "waiting": 0, "error": None}
+            nothing = {"recording": False, "file": None, "error": None}
+            return {**nothing, "frames": 0, "missed": 0, "waiting": 0}
         return recorder.state()

@@ -64,7 +64,7 @@ class Sampling:
     warning: str | None = None
 
 
-def sample(optics: Optics, psf_range_px: tuple[float, float], px_per_pixel: int = 1) -> Sampling:
+def sample(optics: Optics, psf_range_px: tuple[float, float], px_per_pixel: float = 1) -> Sampling:
     """Choose the smallest binning that brings the PSF into the range the model was trained for.
 
     Parameters
@@ -73,8 +73,9 @@ def sample(optics: Optics, psf_range_px: tuple[float, float], px_per_pixel: int 
         The microscope.
     psf_range_px : tuple of float
         Smallest and largest sigma that the model was trained for, in px.
-    px_per_pixel : int
-        Sensor px along a side of a frame's pixel: 2 for a Bayer sensor's green quads.
+    px_per_pixel : float
+        Sensor px along a side of a frame's pixel: the mode's binning, and 2 for the green px of a
+        Bayer sensor's quads.
 
     Returns
     -------

@@ -74,6 +74,9 @@ class Controls(BaseModel):
         Frames per second; the camera is opened anew.
     roi : str
         ``Y,X,H,W`` in px of the whole image, empty for all; the camera is opened anew.
+    sensor_crop : str
+        ``Y,X,H,W`` in px of the sensor that a processed stream is scaled from, empty for all; the
+        camera is opened anew.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -83,6 +86,7 @@ class Controls(BaseModel):
     gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     fps: float = Field(default=30.0, gt=0, le=10_000, allow_inf_nan=False)
     roi: str = Field(default="", pattern=ROI_PATTERN)
+    sensor_crop: str = Field(default="", pattern=ROI_PATTERN)
 
 
 class RecordingRequest(BaseModel):
@@ -312,8 +316,8 @@ def _set_camera(pipeline: Pipeline, changes: dict[str, Any]) -> None:
         raise HTTPException(
             422, f"{camera.name} has no controls; expected the mode alone; leave out the others."
         )
-    if "roi" in changes:
-        changes["roi"] = parse_region(changes["roi"])
+    for name in {"roi", "sensor_crop"} & set(changes):
+        changes[name] = parse_region(changes[name])
     try:
         anew = camera.set_controls(changes)
     except (UserError, CameraError) as error:

@@ -84,6 +84,8 @@ class Settings(BaseSettings):
         Analogue gain; None leaves it to the camera.
     roi : str
         Part of the image that is taken, ``Y,X,H,W`` in px; empty is all.
+    sensor_crop : str
+        Part of the sensor that a luma stream is scaled from, ``Y,X,H,W`` in its px; empty is all.
     transfer : str
         Transfer curve of a luma stream, which is undone: ``bt709``, ``srgb`` or ``linear``.
     tuning : Path or None
@@ -125,6 +127,7 @@ class Settings(BaseSettings):
     exposure_us: _Optional[float] = Field(gt=0, allow_inf_nan=False)
     gain: _Optional[float] = Field(gt=0, allow_inf_nan=False)
     roi: str = Field(pattern=ROI_PATTERN)
+    sensor_crop: str = Field(pattern=ROI_PATTERN)
     transfer: Literal["bt709", "srgb", "linear"]
     tuning: _Optional[Path]
     na: _Optional[float] = Field(gt=0, lt=2)

@@ -3,6 +3,7 @@
 import { ask } from "./api.js";
 
 const DIGITS = 4; // of a value as it is: sensors count in rows, more says nothing
+const REGIONS = new Set(["roi", "sensor_crop"]);
 const AUTOMATIC = new Set(["exposure_us", "gain"]); // an empty field leaves these to the camera
 
 /** The strip with the camera's fields; the button that opens it is there where the camera has any. */
@@ -76,7 +77,7 @@ function settle(input) {
 
 /** What is sent for what was typed; the daemon judges it, and says what it expects. */
 function valueOf(name, text) {
-  if (name === "roi") return text.replaceAll(/\s*[,; ]\s*/g, ",");
+  if (REGIONS.has(name)) return text.replaceAll(/\s*[,; ]\s*/g, ",");
   if (text === "" && AUTOMATIC.has(name)) return null;
   const number = Number(text.replaceAll(" ", "").replace(",", "."));
   return text === "" || Number.isNaN(number) ? text : number;

@@ -192,7 +192,7 @@ function listen() {
     panel.figure.querySelector(".enlarge").addEventListener("click", toggle);
   }
   document.addEventListener("keydown", (event) => {
-    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, #camera-strip input");
+    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, #camera-strip input");
     if (!typing) KEYS[event.key]?.();
   });
 }

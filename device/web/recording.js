@@ -58,10 +58,10 @@ export class Recording {
   }
 }
 
-function lineOf({ recording, file, frames, waiting, error }) {
+function lineOf({ recording, file, frames, missed, waiting, error }) {
   if (error) return sentence(error);
-  const name = file.split("/").at(-1);
-  if (!recording) return `Recorded ${frames} frames: ${file}`;
+  const gaps = missed ? `, ${missed} missed by the camera` : "";
+  if (!recording) return `Recorded ${frames} frames${gaps}: ${file}`;
   const late = waiting > 1 ? `, ${waiting} waiting for the disk` : "";
-  return `Recording ${frames} frames to ${name}${late}`;
+  return `Recording ${frames} frames${gaps}${late} to ${file.split("/").at(-1)}`;
 }

@@ -44,7 +44,7 @@ export function troubleOf(state, connected, empty, stalled_s = 0) {
   if (!connected) return trouble("lost", "Connection lost", empty ? "Trying again." : "This is the last picture that came. Trying again.");
   if (!state) return trouble("wait", "Connecting", "");
   if (state.ended) return trouble("wait", "End of the recording", "This is the last picture.");
-  if (isCameraLost(state)) return trouble("lost", "Camera lost", cameraDetail(state));
+  if (isCameraLost(state)) return trouble("lost", cameraTitle(state), cameraDetail(state));
   if (state.error) return trouble("lost", "Reconstruction failed", sentence(state.error));
   if (empty) return trouble("wait", "Waiting for the first frame", "");
   if (stalled_s > patience_s(state)) return trouble("lost", "Reconstruction stopped", `Frames go on, but no new picture has come for ${Math.round(stalled_s)} s. This is the last one.`);
@@ -63,6 +63,8 @@ export function isCameraLost({ last_frame_age_s, frame_interval_s, error, uptime
 function patience_s({ frame_interval_s, latency_ms }) {
   return Math.max(PATIENCE_S, INTERVALS * (frame_interval_s ?? 0), (3 * (latency_ms.p95 ?? 0)) / 1000);
 }
+
+const cameraTitle = ({ last_frame_age_s, error }) => (error && last_frame_age_s == null ? "No camera" : "Camera lost");
 
 function cameraDetail({ last_frame_age_s, error }) {
   const age = last_frame_age_s == null ? "No frame has come yet." : `Last frame ${Math.round(last_frame_age_s)} s ago.`;

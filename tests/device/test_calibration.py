@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -19,7 +20,9 @@ import tifffile
 
 from device import calibration, cli
 from device.calibration import Calibration, CalibrationError
-from device.camera import CameraError
+from device.camera import CameraError, Frame
+from device.preparation import Preparation
+from device.replay import ReplayCamera
 
 LOG = logging.getLogger(__name__)
 PROGRAM = [sys.executable, "-c", "import sys; from device.cli import main; sys.exit(main())"]
@@ -200,6 +203,38 @@ def test_a_dark_flat_field_is_refused():
     dark, hot = calibration.measure_dark(frames)
     with pytest.raises(CalibrationError, match="evenly bright"):
         calibration.measure_flat(frames, Calibration(dark, hot))
+
+
+def test_a_dark_frame_of_another_exposure_is_told(tmp_path):
+    """Mutations: exposure or gain not kept with the dark frame, or not compared with the live."""
+    image = np.full(SHAPE, 64, np.float32)
+    notes = {"exposure_us": 8_000.0, "gain": 2.0}
+    calibration.save_dark(tmp_path, image, image > 100, notes)
+    preparation = Preparation(calibration.load(tmp_path))
+
+    def warning(exposure_us: float | None, gain: float | None) -> str | None:
+        return preparation.state(Frame(image, 1, 0, exposure_us, gain))["warning"]
+
+    assert warning(7_900, 2.0) is None  # sensors count in rows
+    assert "another exposure, us (8000)" in warning(4_000, 2.0)
+    assert "another gain (2)" in warning(8_000, 4.0)
+    assert warning(None, None) is None  # a recorded stack does not know
+    assert preparation.state()["warning"] is None
+
+
+def test_calibrate_notes_the_exposure(tmp_path, monkeypatch):
+    """Mutation: the file knows its frames' exposure and gain no more."""
+
+    class DarkCamera(ReplayCamera):
+        def read(self, timeout_s: float) -> Frame:
+            return replace(super().read(timeout_s), exposure_us=7_994.0, gain=2.5)
+
+    source = _stack(tmp_path / "dark.tif", 0, 1, frames=5)
+    monkeypatch.setattr(cli, "_camera", lambda settings: DarkCamera(source, 5_000))
+    folder = tmp_path / "calibration"
+    assert cli.main(["calibrate", "dark", "--frames", "5", "--calibration", str(folder)]) == 0
+    measured = calibration.load(folder)
+    assert (measured.dark_exposure_us, measured.dark_gain) == (7_994.0, 2.5)
 
 
 def test_flat_needs_dark_first(tmp_path, bench, capsys):

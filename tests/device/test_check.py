@@ -8,12 +8,43 @@ from device import check, cli
 from device.check import Warden, find_cma, find_device, find_throttling, find_users, read_throttled
 
 
-def test_a_camera_that_the_kernel_knows(tmp_path):
-    """Mutation: the finding turned round."""
-    assert not find_device(tmp_path).good
+def _subdevice(root, number: int, name: str) -> None:
+    folder = root / f"sys/class/video4linux/v4l-subdev{number}"
+    folder.mkdir(parents=True)
+    (folder / "name").write_text(f"{name}\n")
+
+
+def test_a_sensor_that_the_kernel_knows(tmp_path):
+    """Mutations: a Pi's codecs, its receiver or the motor of a lens taken for a camera."""
+    for number, name in enumerate(("csi2", "pisp-fe", "rp1-cfe-fe_image0", "dw9807 10-000c")):
+        _subdevice(tmp_path, number, name)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "media0").touch()
-    assert find_device(tmp_path).good
+    assert not find_device(tmp_path).good
+    _subdevice(tmp_path, 7, "imx477 10-001a")
+    finding = find_device(tmp_path)
+    assert finding.good
+    assert finding.text == "the kernel knows the sensor imx477"
+
+
+@pytest.mark.parametrize(
+    ("folder", "config", "words"),
+    [
+        (None, "", "camera_auto_detect=1"),
+        ("boot/firmware", "#camera_auto_detect=1\n", "looks for none"),
+        ("boot/firmware", "camera_auto_detect=0\n", "looks for none"),
+        ("boot/firmware", "[all]\ncamera_auto_detect=1  # the usual\n", "the cable"),
+        ("boot", "dtoverlay=ov9281\n", "the cable"),
+    ],
+)
+def test_not_enabled_is_told_from_a_wrong_cable(tmp_path, folder, config, words):
+    """Mutations: one advice for both; a line that is commented out taken for one that holds."""
+    if folder:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.txt").write_text(config)
+    finding = find_device(tmp_path)
+    assert not finding.good
+    assert words in finding.text
 
 
 def test_who_uses_the_camera_is_named(tmp_path):
@@ -27,6 +58,9 @@ def test_who_uses_the_camera_is_named(tmp_path):
     assert not finding.good
     assert "rpicam-vid (process 4711)" in finding.text
     assert "(process 12)" not in finding.text
+    free = find_users(tmp_path, is_free=True)
+    assert free.good
+    assert "rpicam-vid (process 4711)" in free.text
 
 
 @pytest.mark.parametrize(("total_kib", "good"), [(65_536, True), (32_768, False), (0, False)])
@@ -36,6 +70,16 @@ def test_contiguous_memory(tmp_path, total_kib, good):
     lines = f"MemTotal: 8000000 kB\nCmaTotal: {total_kib} kB\nCmaFree: {total_kib // 2} kB\n"
     (tmp_path / "proc" / "meminfo").write_text(lines)
     assert find_cma(tmp_path).good is good
+
+
+@pytest.mark.parametrize(("size", "good"), [("1332x990", True), ("4056x3040", False)])
+def test_contiguous_memory_for_the_size_that_is_asked_for(tmp_path, size, good):
+    """Mutation: the same for every size. Eight buffers of 4056 x 3040 px are 188 MiB."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "meminfo").write_text("CmaTotal: 131072 kB\nCmaFree: 1000 kB\n")
+    finding = find_cma(tmp_path, size)
+    assert finding.good is good
+    assert good or "cma-256" in finding.text
 
 
 def test_heat_and_power_by_bit():

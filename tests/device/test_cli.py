@@ -545,20 +545,33 @@ def test_sigterm_while_reconstructing_leaves_nothing(tmp_path, out, model_file):
     assert not list(out.parent.iterdir())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_daemon_with_0(stack, model_file, number, tmp_path):
-    """Mutations: it dies of the signal (-15), or hangs (idle it takes a second; a busy machine may
-    take ten); the stop is not logged, or once by each of two handlers."""
-    log = tmp_path / "log"
+def ended_by(number: signal.Signals, stack: Path, model_file: Path, log: Path) -> float:
+    """Start the daemon, end it by a signal; time from the signal to its end in s."""
     camera = ("--camera", f"replay:{stack}", "--model", model_file)
     with log.open("w") as file, daemon(*camera, stderr=file) as (process, address):
         until(lambda: status_of(address + "healthz") == 200)
         state = json.load(urllib.request.urlopen(address + "api/state"))
         assert state["camera"] == f"replay:{stack}"
+        began_s = time.monotonic()
         process.send_signal(number)
-        assert process.wait(timeout=10.0) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
+        took_s = time.monotonic() - began_s
         assert process.stdout.read() == ""  # `ready` was the only line
     assert log.read_text().count(f"stopping on {number.name}") == 1
+    return took_s
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_daemon_with_0(stack, model_file, number, tmp_path):
+    """Mutations: it dies of the signal (-15), or takes 2 s or more (idle, it takes 0.4); the stop
+    is not logged, or once by each of two handlers.
+
+    A busy machine may hold up an end; a wait that is built in holds up every one.
+    """
+    took_s: list[float] = []
+    while not took_s or (took_s[-1] >= 2.0 and len(took_s) < 6):
+        took_s.append(ended_by(number, stack, model_file, tmp_path / "log"))
+    assert took_s[-1] < 2.0, took_s
 
 
 def test_once_ends_with_the_stack(stack, model_file):

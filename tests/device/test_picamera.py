@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from device.camera import CameraError, CameraTimeout
+from device.camera import CameraError, CameraTimeout, facts_of
 from device.controls import ControlError
 from device.picamera import Capture, PiCamera, unpacked
 from device.pipeline import _Intake
@@ -42,7 +43,7 @@ class MappedArray:
     """picamera2's, for a request that holds its bytes."""
 
     def __init__(self, request: Request, stream: str, reshape: bool = True) -> None:
-        assert (stream, reshape) == ("raw", False)
+        assert (stream, reshape) == ("main" if Sensor.given == "YUV420" else "raw", False)
         self.array = request.buffer
 
     def __enter__(self) -> MappedArray:
@@ -58,6 +59,7 @@ class Sensor:
     in_use: Sensor | None = None
     stride, given, bits = 96, "R10", 10
     controls = EXPOSURES
+    camera_properties: ClassVar = {"Model": "imx477"}
 
     def __init__(self, number: int, tuning: str | None = None) -> None:
         if Sensor.in_use is not None:
@@ -80,8 +82,10 @@ class Sensor:
         self.asked = configuration
 
     def camera_configuration(self):
-        raw = {"format": self.given, "size": (32, 24), "stride": self.stride}
-        return {"main": {"format": "YUV420"}, "raw": raw, "sensor": {"bit_depth": self.bits}}
+        stream = {"format": self.given, "size": (32, 24), "stride": self.stride}
+        if self.given == "YUV420":
+            return {"main": stream, "raw": None}
+        return {"main": {"format": "YUV420"}, "raw": stream, "sensor": {"bit_depth": self.bits}}
 
     def set_controls(self, values) -> None:
         self.values.update(values)
@@ -106,6 +110,7 @@ def _request(slot: float = 0.0, value: int = 500, **metadata: object) -> Request
     rows[:, :32] = value
     stamp_ns = 10**12 + round(slot * 1e9 / 30)
     metadata = {"SensorTimestamp": stamp_ns, "ExposureTime": 9_996, "AnalogueGain": 2.0} | metadata
+    metadata.setdefault("DigitalGain", 1.5)
     return Request(rows.view(np.uint8).ravel(), **metadata)
 
 
@@ -121,6 +126,7 @@ def test_image_and_metadata_are_of_one_request(sensor):
     assert (second.array == 200).all()
     assert first.array.shape == camera.shape == (24, 32)
     assert (first.exposure_us, second.exposure_us, second.gain) == (9_996, 5_000, 2.0)
+    assert second.digital_gain == 1.5
     assert (first.index, second.index) == (0, 1)
     assert second.timestamp_ns - first.timestamp_ns == 33_333_333
     assert [request.references for request in requests] == [1, 1]  # picamera2's own
@@ -147,6 +153,80 @@ def test_bayer_doubles_the_pitch(sensor, monkeypatch):
     camera = PiCamera()
     camera.open()
     assert (camera.shape, camera.px_per_pixel) == ((12, 16), 2)
+
+
+CROPS = {**EXPOSURES, "ScalerCrop": ((0, 0, 32, 24), (8, 4, 128, 96), (8, 4, 128, 96))}
+
+
+@pytest.fixture
+def luma(sensor, monkeypatch):
+    """A camera whose image processor scales a part of 128 x 96 px of the sensor to 32 x 24."""
+    monkeypatch.setattr(sensor, "given", "YUV420")
+    monkeypatch.setattr(sensor, "controls", CROPS)
+    camera = PiCamera(Capture(stream="luma", size=(32, 24)))
+    camera.open()
+    return camera
+
+
+@pytest.mark.parametrize(("given", "pitch"), [("R10", 4.0), ("SRGGB10", 8.0), ("YUV420", 4.0)])
+def test_the_modes_binning_is_in_the_pitch(sensor, monkeypatch, given, pitch):
+    """Mutations: binning or scaling left to the user; a Bayer quad's factor added, or lost."""
+    monkeypatch.setattr(sensor, "given", given)
+    monkeypatch.setattr(sensor, "controls", CROPS)
+    camera = PiCamera()
+    camera.open()
+    assert camera.px_per_pixel == pitch
+    facts = facts_of(camera)
+    assert (facts["camera"], facts["sensor"], facts["pixel_format"]) == (
+        *("picamera2", "imx477"),
+        given,
+    )
+    assert facts["sensor_px_per_pixel"] == pitch
+    assert facts["transfer_undone"] == ("bt709" if given == "YUV420" else None)
+
+
+def test_a_part_of_the_sensor_is_scaled_to_the_stream(sensor, luma):
+    """Mutations: y and x exchanged; the pitch of the whole field kept; not set again on opening."""
+    assert luma.controls()["sensor_crop"]["wanted"] == ""
+    assert luma.set_controls({"sensor_crop": Region(24, 40, 48, 64)}) is True
+    luma.open()
+    assert sensor.in_use.values["ScalerCrop"] == (40, 24, 64, 48)
+    assert luma.px_per_pixel == 2.0
+    sensor.in_use.pre_callback(_request(ScalerCrop=(40, 24, 64, 48)))
+    luma.read(1)
+    told = luma.controls()["sensor_crop"]
+    assert (told["wanted"], told["actual"], told["drifted"]) == ("24,40,48,64",) * 2 + (False,)
+    sensor.in_use.pre_callback(_request(ScalerCrop=(8, 4, 128, 96)))
+    luma.read(1)
+    assert luma.controls()["sensor_crop"]["drifted"]
+
+
+@pytest.mark.parametrize(
+    ("crop", "words"),
+    [
+        (Region(0, 40, 48, 64), "this mode reads 4,8,96,128"),
+        (Region(24, 80, 48, 64), "this mode reads 4,8,96,128"),
+        (Region(24, 40, 48, 48), "would not be square"),
+    ],
+)
+def test_a_part_that_cannot_be_is_refused(sensor, luma, crop, words):
+    """Mutations: a part beyond the mode's, which libcamera clips; pixels that are not square."""
+    with pytest.raises(ControlError, match=words):
+        luma.set_controls({"sensor_crop": crop})
+    assert "ScalerCrop" not in sensor.in_use.values
+
+
+def test_a_raw_stream_has_no_such_control(sensor, monkeypatch):
+    """Mutation: taken and ignored, so that the pitch is wrong."""
+    monkeypatch.setattr(sensor, "controls", CROPS)
+    camera = PiCamera()
+    camera.open()
+    assert "sensor_crop" not in camera.controls()
+    with pytest.raises(ControlError, match="use roi"):
+        camera.set_controls({"sensor_crop": Region(24, 40, 48, 64)})
+    camera.close()
+    with pytest.raises(CameraError, match="use roi"):
+        PiCamera(Capture(sensor_crop=Region(24, 40, 48, 64))).open()
 
 
 def test_gaps_in_the_timestamps_are_counted(sensor):

@@ -20,7 +20,8 @@ RNG = np.random.default_rng(4)
 def _frame(index: int, dtype: str = "uint16", exposure_us: float | None = 1000.0) -> Frame:
     image = RNG.integers(0, 255, (20, 31)).astype(dtype)
     gain = None if exposure_us is None else 1 + index / 8
-    return Frame(image, 10**15 + index * 8_333_333, index, exposure_us, gain)
+    digital_gain = gain and gain / 4
+    return Frame(image, 10**15 + index * 8_333_333, index, exposure_us, gain, digital_gain)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -28,7 +29,8 @@ def test_pixels_and_metadata_are_exact(tmp_path, dtype):
     """Mutations: a type converted; a frame lost, doubled or out of order; times rounded."""
     path = tmp_path / "raw.ome.tif"
     frames = [_frame(index, dtype) for index in range(50)]
-    recorder = Recorder(path, pixel_size_um=0.1, annotations={"na": 1.2, "none": None})
+    annotations = {"na": 1.2, "none": None}
+    recorder = Recorder(path, pixel_size_um=0.1, annotations=annotations, interval_s=1 / 120)
     assert all(recorder.add(frame) for frame in frames)
     recorder.finish()
     with tifffile.TiffFile(path) as tiff:
@@ -38,13 +40,26 @@ def test_pixels_and_metadata_are_exact(tmp_path, dtype):
     notes = dict(re.findall(r'<M K="([^"]+)">([^<]*)</M>', xml))
     assert notes["timestamps_ns"].split() == [str(frame.timestamp_ns) for frame in frames]
     assert [float(gain) for gain in notes["gains"].split()] == [frame.gain for frame in frames]
+    digital = [float(gain) for gain in notes["digital_gains"].split()]
+    assert digital == [frame.digital_gain for frame in frames]
     assert notes["na"] == "1.2"
+    assert notes["frames_missed"] == "0"
     assert "none" not in notes
     deltas_s = [float(value) for value in re.findall(r'DeltaT="([^"]+)"', xml)]
     np.testing.assert_allclose(deltas_s, np.arange(50) * 8_333_333e-9, atol=1e-12)
     assert re.findall(r'ExposureTime="([^"]+)"', xml) == ["0.001"] * 50
     assert 'PhysicalSizeX="0.1"' in xml
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_the_camera_missed_is_told(tmp_path):
+    """Mutations: gaps not counted, or not kept with the file: then a hole looks like none."""
+    path = tmp_path / "raw.tif"
+    recorder = Recorder(path, interval_s=8_333_333e-9)
+    assert all(recorder.add(_frame(slot)) for slot in (0, 1, 4, 5, 7))
+    recorder.finish()
+    assert (recorder.state()["frames"], recorder.state()["missed"]) == (5, 3)
+    assert '<M K="frames_missed">3</M>' in tifffile.TiffFile(path).ome_metadata
 
 
 def test_unknown_exposure_is_left_out(tmp_path):

@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -70,6 +71,7 @@ class Picamera2:
 
     sensor_format = "R12"
     camera_controls = CONTROLS
+    camera_properties: ClassVar = {"Model": "imx477"}
     silent = threading.Event()
 
     def __init__(self, number: int, tuning: str | None = None) -> None:
@@ -96,17 +98,19 @@ class Picamera2:
         self._thread.start()
 
     def _deliver(self) -> None:
-        for image in itertools.cycle(self._frames):
+        began_ns = time.monotonic_ns()
+        for slot, image in enumerate(itertools.cycle(self._frames)):
             interval_us = self._values["FrameDurationLimits"][0]
             if self._ended.wait(interval_us * 1e-6):
                 return
             if not self.silent.is_set():
-                self.pre_callback(Request(image, self._metadata(interval_us)))
+                stamp_ns = began_ns + slot * interval_us * 1_000  # a sensor knows no busy machine
+                self.pre_callback(Request(image, self._metadata(interval_us, stamp_ns)))
 
-    def _metadata(self, interval_us: int) -> dict:
+    def _metadata(self, interval_us: int, stamp_ns: int) -> dict:
         exposure_us = min(self._values["ExposureTime"], interval_us - 100)
         return {
-            "SensorTimestamp": time.monotonic_ns(),
+            "SensorTimestamp": stamp_ns,
             "ExposureTime": int(exposure_us // ROW_US * ROW_US),
             "AnalogueGain": self._values["AnalogueGain"],
             "FrameDuration": interval_us,
@@ -150,7 +154,7 @@ def camera(monkeypatch):
 
 
 @pytest.fixture
-def served(tmp_path, camera):
+def served(browser, tmp_path, camera):
     """Serve cameras; what is served is ended with the test, before the stand-in goes."""
     made = []
 
@@ -159,6 +163,8 @@ def served(tmp_path, camera):
         return made[-1]
 
     yield start
+    browser.get("about:blank")  # before the server ends: what is said then is not the next test's
+    browser.get_log("browser")
     for microscope in made:
         microscope.end()
 
@@ -172,9 +178,7 @@ def page(browser, served, camera):
     click(browser, "#camera-button")
     wait_until(lambda: value(browser, "fps") == "20", "the camera's values")
     browser.microscope = microscope
-    yield browser
-    browser.get("about:blank")
-    browser.get_log("browser")
+    return browser
 
 
 def wait_until(condition, what, limit_s=30):
@@ -336,6 +340,39 @@ def test_a_camera_that_falls_silent_is_said(page):
     assert errors(page) == []
 
 
+def test_a_camera_that_cannot_be_opened_is_said(browser, served, camera, monkeypatch):
+    """Mutation: a page that waits for the first frame for ever, and does not say for what."""
+
+    def busy(number: int, tuning: str | None) -> None:
+        raise RuntimeError("Device or resource busy")
+
+    monkeypatch.setattr(sys.modules["picamera2"], "Picamera2", busy)
+    browser.get(served(camera).address)
+    title = "return document.querySelector('#veil .title').innerText"
+    wait_until(lambda: browser.execute_script(title) == "No camera", "the words")
+    assert "Device or resource busy" in text(browser, "#veil .detail")
+    assert "learn2sofi check" in text(browser, "#veil .detail")
+    wait_until(lambda: shown(browser, "#camera-button"), "the camera's button")
+    click(browser, "#record")  # there is nothing to record, and that is said when it is ended
+    wait_until(lambda: text(browser, "#record") == "Stop", "a recording")
+    click(browser, "#record")
+    wait_until(lambda: "no frame came" in text(browser, "#recording").lower(), "the sentence")
+    screenshot(browser, "camera-busy")
+    assert errors(browser) == []
+
+
+def test_nothing_to_see_is_said(browser, served, camera, monkeypatch):
+    """Mutation: noise stretched over the whole range, as if it were a sample."""
+    noise = np.random.default_rng(1).poisson(200, (64, 128, 128)).astype(np.uint8)
+    monkeypatch.setattr(tifffile, "imread", lambda _: noise)
+    browser.get(served(camera).address)
+    wait_until(lambda: "warming" in text(browser, "#buffer"), "a buffer that fills")
+    title = "return document.querySelector('#veil .title').innerText"
+    wait_until(lambda: browser.execute_script(title) == "Nothing to see", "the words")
+    screenshot(browser, "nothing-to-see")
+    assert errors(browser) == []
+
+
 def test_a_recorded_stack_has_no_camera_to_set(browser, served):
     """Mutation: fields that do nothing. Recording is possible all the same."""
     microscope = served(ReplayCamera(DEMO, fps=20))
@@ -371,8 +408,6 @@ def test_the_token_is_asked_for(browser, served, camera):
     wait_until(lambda: shown(browser, "#record"), "the page")
     browser.delete_all_cookies()
     wait_until(lambda: browser.find_elements("id", "token"), "the form again")
-    browser.get("about:blank")
-    browser.get_log("browser")
 
 
 def test_a_phone_shows_the_strip_without_sideways_scrolling(page):

@@ -4,7 +4,8 @@ Only what the virtual camera cannot do is replaced: it has no raw role and no fr
 picamera2's own allocator needs kernel buffers that a build machine does not have, and a frame's
 status is not set. The daemon under test runs as it is.
 
-Environment: CAMERA_TEST_FPS paces the virtual camera, which delivers as fast as it can otherwise.
+Environment: CAMERA_TEST_FPS paces the virtual camera, which delivers as fast as it can otherwise;
+timestamps are the pace's, as a sensor's are its clock's: who refuses a frame sees a gap.
 CAMERA_TEST_FAIL names a file; while it exists the camera delivers nothing.
 """
 
@@ -32,6 +33,7 @@ class _Pace:
         self._interval_s = 1.0 / float(os.environ.get("CAMERA_TEST_FPS", "30"))
         self._fail = os.environ.get("CAMERA_TEST_FAIL", "")
         self._due_s = time.monotonic()
+        self._slot = 0
 
     def __call__(self, request: Any) -> None:
         if self._fail and Path(self._fail).exists():
@@ -39,6 +41,10 @@ class _Pace:
         # A frame that is late is caught up with, as a sensor would have gone on.
         self._due_s = max(self._due_s + self._interval_s, time.monotonic() - _LATE_S)
         time.sleep(max(0.0, self._due_s - time.monotonic()))
+        self._slot += 1
+        metadata = request.get_metadata()
+        metadata["SensorTimestamp"] = round(self._slot * self._interval_s * 1e9)
+        request.get_metadata = lambda: metadata
         self._function(request)
 
 
