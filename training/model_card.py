@@ -15,7 +15,10 @@ from typing import Any
 from training.accuracy import stream_tables
 from training.evaluate import REFERENCE, Row, markdown
 
-SHOWN = (REFERENCE, "standard deviation", "SOFI-2 linearized", "RL blind, 20", "RL blind, 80")
+SHOWN = (
+    *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
+    *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
+)
 KINDS = ("thin", "continuous")
 
 CARD = """\
@@ -45,7 +48,7 @@ Mean PSNR in dB over the stacks of each group, as the contract defines it (affin
 stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
 RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
 stack's true PSF, which no other method is told. *stream 120* has seen 120 frames of the stack, all
-others its first 30.
+others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 
 {table}
 ### int8 against float32
@@ -59,16 +62,17 @@ others its first 30.
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
   smooths; it may also sharpen what is not there. Compare with the mean image, which the live page
   shows beside it.
-- On smooth, bright bodies it may draw a fine honeycomb: a low odd/even correlation on a measured
-  stack says so. It does on the measured bacterium that it was tried on.
+- A low odd/even correlation on a measured stack says that the fine structure there is noise or of
+  its own making: compare it with that of the mean.
 - The blind deconvolution in the table is the bar for a single image. Where the network is below it,
   the network adds nothing there but its speed.
-- How much of its gain comes from the fluctuation, and how much from deconvolving the mean, has not
-  been measured for this version.
+- *Copies of the mean* and *shuffled in time* are the same window without its fluctuation, or without
+  the correlation of neighbours. Both are unlike what the network was trained on, so that they are
+  no proof of what the fluctuation gives: a twin trained on copies alone, for as long, would be.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
-- PSF widths outside the range above, moving specimens, saturated or compressed frames: not trained,
-  not measured.
+- PSF widths outside the range above, moving specimens and saturated frames: not trained, not
+  measured. Interpolated, scaled and compressed frames: trained, not measured.
 
 ## Where it comes from
 

@@ -53,6 +53,10 @@ class NetworkSettings(BaseModel):
     head_layers: int = Field(2, ge=0)
     """Convolutions of the head beyond the first and the last."""
 
+    def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Shape of `h` and of `c` without the batch, for a frame of height x width."""
+        return height // FOLD, width // FOLD, FOLD**2 * self.filters
+
 
 FOLD = 2  # pixels along each axis that are folded into channels
 SIZE_MULTIPLE = FOLD  # of the frame's height and width
@@ -233,7 +237,7 @@ class Step(keras.Model):
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
-        return height // FOLD, width // FOLD, FOLD**2 * self.settings.filters
+        return self.settings.state_shape(height, width)
 
     def get_config(self) -> dict[str, Any]:
         """Return the settings."""

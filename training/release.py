@@ -59,7 +59,7 @@ def _tensor(shape: tuple[int, ...], meaning: str) -> dict[str, Any]:
 
 
 def _state_shape(network: NetworkSettings) -> tuple[int, ...]:
-    return (1, SIZE_PX // 2, SIZE_PX // 2, network.filters)
+    return (1, *network.state_shape(SIZE_PX, SIZE_PX))
 
 
 def _inputs(network: NetworkSettings) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from training.network import NetworkSettings, Step, Unrolled, build_step
 
 SIZE = quantize.SIZE_PX
 FRAMES = 30
-NETWORK = NetworkSettings(filters=4, products=2, head_filters=8, head_layers=1)
+NETWORK = NetworkSettings(filters=1, products=1, head_filters=2, head_layers=1)
 SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
 Series = dict[str, np.ndarray]
 """Of each output of the step its value at every frame, (T, ...)."""

@@ -9,7 +9,7 @@ from training.narrowing import GATE_RANGE, PARTIAL_RANGE, narrowed
 from training.network import NetworkSettings, build_step
 from training.quantize import SIZE_PX, convert, operators, trajectory
 
-SETTINGS = NetworkSettings(filters=2, products=1, head_filters=4, head_layers=0)
+SETTINGS = NetworkSettings(filters=1, products=1, head_filters=1, head_layers=0)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def ranges(model):
 def candidates_and_gates(model, frames):
     """Cell state after the frames, through the interpreter, (H/2, W/2, filters)."""
     runner = Interpreter(model_content=model).get_signature_runner("step")
-    state = np.zeros((1, SIZE_PX // 2, SIZE_PX // 2, SETTINGS.filters), np.float32)
+    state = np.zeros((1, *SETTINGS.state_shape(SIZE_PX, SIZE_PX)), np.float32)
     h = c = state
     mean = frames.mean(0)[None, :, :, None]
     for frame in frames:
