@@ -123,6 +123,13 @@ def wait_for_status(machine):
     return machine.shown("StatusText")
 
 
+def test_the_model_is_as_accurate_there_as_at_its_release(machine):
+    """Mutation: the golden windows are not sent; the pinned runtime rounds otherwise."""
+    assert "WRONG" not in machine.root_does(
+        "/opt/learn2sofi/current/bin/learn2sofi check --accuracy"
+    )
+
+
 def test_a_second_deploy_changes_nothing_and_says_so(machine, token):
     """Mutation: the release's name depends on time; the service is restarted every time."""
     before = machine.shown("MainPID"), machine.current(), machine.releases()

@@ -79,6 +79,9 @@ def test_a_release_holds_what_the_device_needs_and_nothing_else(tmp_path):
     there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert {"device/cli.py", "device/default.toml", "device/web/index.html"} <= there
     assert {"device/demo.ome.tif", "bin/learn2sofi", "systemd/learn2sofi.service"} <= there
+    listed = (REPOSITORY / "models" / "SHA256SUMS").read_text().split()[1::2]
+    missing = [name for name in listed if f"models/{name}" not in there]
+    assert [name for name in missing if not name.endswith(".h5")] == []  # those are for training
     assert {path.split("/")[0] for path in there if "dist-info" not in path} == {
         *("LICENSE", "bin", "device", "models", "release.sha256", "systemd"),
     }
