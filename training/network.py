@@ -131,7 +131,7 @@ class FoldedConv2D(layers.Layer):
         return ops.reshape(taps, (3, 3, FOLD**2 * channels, outputs))
 
     def call(self, x: Any) -> Any:
-        """Convolve."""
+        """Convolve, and add the bias."""
         x = ops.conv(x, self.folded_kernel(), padding="same")
         if self.use_bias:
             bias = ops.reshape(self.bias, (self.groups, 1, self.filters))
