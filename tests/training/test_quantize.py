@@ -114,7 +114,7 @@ def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def step() -> Step:
-    """An untrained step of one channel."""
+    """An untrained step of one channel per pixel."""
     return build_step(NetworkSettings(filters=1, products=1, head_filters=4, head_layers=0), 16, 16)
 
 
@@ -127,8 +127,8 @@ def test_a_trajectory_carries_the_state(step: Step) -> None:
         assert {name: array.shape for name, array in inputs.items()} == {
             "frame": (1, 16, 16, 1),
             "mean": (1, 16, 16, 1),
-            "h": (1, 8, 8, 1),
-            "c": (1, 8, 8, 1),
+            "h": (1, 8, 8, 4),
+            "c": (1, 8, 8, 4),
         }
         np.testing.assert_array_equal(inputs["frame"][0, :, :, 0], frames[k])
         if k:
