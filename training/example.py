@@ -60,9 +60,12 @@ def _positive(scaling: Scaling) -> float:
 
 
 def truth_in_its_unit(truth: np.ndarray) -> tuple[np.ndarray, float]:
-    """Divide a target by its 99.9th percentile and clip it to 1.5, as the PSNR does."""
-    unit = max(float(np.percentile(truth, 99.9)), 1e-6)
-    return np.clip(truth / unit, 0, 1.5).astype(np.float32), unit
+    """Divide a target by its 99.9th percentile, or by more, so that nothing is above 1.5.
+
+    The PSNR clips there instead. A target that is clipped would teach that bright points are flat.
+    """
+    unit = max(float(np.percentile(truth, 99.9)), float(truth.max()) / 1.5, 1e-6)
+    return (truth / unit).astype(np.float32), unit
 
 
 @dataclass(frozen=True)

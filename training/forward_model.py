@@ -34,6 +34,8 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with thin structures."""
     both_fraction: Fraction = 0.1
     """Part of the stacks with a thin and a continuous structure over each other."""
+    beads_fraction: Fraction = 0.0
+    """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
     psf_sigma_px: Range = (0.8, 3.2)
     """Standard deviation of the PSF, camera px, uniform."""
     halo_probability: Fraction = 0.25
@@ -182,6 +184,8 @@ def draw_specimen(
         return f"{thin}+{wide}", density
     kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS
     family = rng.choice(list(kind))
+    if rng.random() < settings.beads_fraction:
+        kind, family = THIN, "beads"
     return str(family), kind[family](grid, rng)
 
 

@@ -90,15 +90,18 @@ def test_a_constant_stack_is_all_zeros_not_nan(stream: bool) -> None:
     assert np.all(scales == 1)
 
 
-def test_truth_is_divided_by_its_999th_permille_and_clipped() -> None:
-    """Catches a unit that one hot pixel sets, and one of 0."""
+def test_truth_is_in_units_of_its_999th_permille_and_never_clipped() -> None:
+    """Catches peaks cut flat, a unit that the brightest pixel sets where there is no need, and one
+    of 0."""
     truth = np.zeros((100, 100), np.float32)
     truth[:10] = 4.0
-    truth[0, 0] = 1000.0
+    truth[0, 0] = 5.0
     scaled, unit = truth_in_its_unit(truth)
     assert unit == pytest.approx(4.0)
-    assert scaled[5, 5] == pytest.approx(1.0)
-    assert scaled[0, 0] == 1.5
+    truth[0, 0] = 1000.0
+    scaled, unit = truth_in_its_unit(truth)
+    np.testing.assert_allclose(scaled * unit, truth, rtol=1e-6)
+    assert scaled.max() == pytest.approx(1.5)
     assert np.isfinite(truth_in_its_unit(np.zeros((8, 8)))[0]).all()
 
 
