@@ -22,8 +22,12 @@ from device.check import Finding
 from device.model import GoldenFigures, GoldenFile, ModelError, Step
 from device.reconstructor import Mode, reconstruct_stream, reconstruct_window
 
-LOST_TOLERANCE_DB = 0.1
-"""How far the PSNR lost may be from what it was at the release, either way."""
+LOST_TOLERANCE_DB = 0.2
+"""How far the PSNR lost may be from what it was at the release, either way.
+
+Runtimes round differently: tflite-runtime 2.14 was seen 0.16 dB from ai-edge-litert on a window
+that loses 0.6 dB.
+"""
 
 FIDELITY_TOLERANCE_DB = 1.0
 """How far the PSNR against the float32 image may be from what it was at the release, either way.
