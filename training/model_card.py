@@ -171,13 +171,13 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
 
 
 def _begun_with(training: Mapping[str, Any]) -> str:
-    """Say which weights the run began with."""
+    """Say which weights the run began with, and those of that run in turn."""
     if "initial" not in training:
         return "random weights"
     initial = training["initial"]
     return (
         f"the best weights of `{initial['command']}` at revision `{initial['git_revision']}`, "
-        f"seed {initial['seed']}"
+        f"seed {initial['seed']}, begun with {_begun_with(initial)}"
     )
 
 
