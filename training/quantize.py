@@ -37,6 +37,7 @@ SIZE_PX = 128  # of the file; the device resizes it to its field
 # First word of the seed after the run's: specimens of neither training nor validation.
 CALIBRATION = 2
 FRAME_RANGE = (-1.0, 4.0)  # normalized
+MEAN_RANGE = (-0.2, 2.5)  # normalized; what deconvolution makes of an int8 step of the mean shows
 CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
 
 # What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
@@ -98,7 +99,8 @@ def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> I
         seed = (settings.seed, CALIBRATION, k)
         normalization = settings.dataset.normalization
         example = make_example(settings.forward_model, length, SIZE_PX, stream, seed, normalization)
-        frames, means = (np.clip(x, *FRAME_RANGE) for x in (example.frames, example.means))
+        frames = np.clip(example.frames, *FRAME_RANGE)
+        means = np.clip(example.means, *MEAN_RANGE)
         for index, inputs in enumerate(trajectory(step, frames, means)):
             if index in CALIBRATION_FRAMES:
                 yield inputs
