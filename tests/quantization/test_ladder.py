@@ -43,7 +43,8 @@ def step() -> Step:
 def example() -> Example:
     """A stack that calibration does not see, clipped as calibration is."""
     example = make_example(ForwardModelSettings(), FRAMES, SIZE, False, (1, 7, 0))
-    frames, means = (np.clip(x, *quantize.FRAME_RANGE) for x in (example.frames, example.means))
+    frames = np.clip(example.frames, *quantize.FRAME_RANGE)
+    means = np.clip(example.means, *quantize.MEAN_RANGE)
     return Example(frames, means, example.scales, example.truth, example.unit)
 
 

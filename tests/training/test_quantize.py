@@ -150,9 +150,9 @@ def test_calibration_sees_windows_and_streams_clipped(step: Step) -> None:
     assert not first_of_window["c"].any()
     assert all(inputs["c"].any() for inputs in seen[11:])
     for inputs in seen:
-        for name in ("frame", "mean"):
-            assert inputs[name].min() >= quantize.FRAME_RANGE[0]
-            assert inputs[name].max() <= quantize.FRAME_RANGE[1]
+        for name, limits in (("frame", quantize.FRAME_RANGE), ("mean", quantize.MEAN_RANGE)):
+            assert inputs[name].min() >= limits[0]
+            assert inputs[name].max() <= limits[1]
     # In a window the mean is that of all frames, in a stream it moves.
     np.testing.assert_array_equal(seen[10]["mean"], seen[17]["mean"])
     assert not np.array_equal(seen[0]["mean"], seen[9]["mean"])
