@@ -133,7 +133,7 @@ def test_the_int8_file_is_near_the_float_file_at_every_step(
 
     Relative to the signal's own root mean square. Measured: 0.13 to 0.17 for the
     cell, whose random weights add up the roundings of frame, products and state, and less for the
-    image. Float has 1e-6; calibrated on zero states it is far above either bound.
+    image. Float has 1e-6.
     """
     error = rms(by_int8[name] - by_float[name]) / rms(by_float[name])  # (T,)
     assert low < error.min()
