@@ -1,7 +1,8 @@
 """Simulated stacks, cut into what the network is trained on.
 
 Every stack is a function of (seed, split, place, number) alone: whichever process simulates it,
-and whether the training was interrupted or not, it is the same. Training stacks are drawn without
+and whether the training was interrupted or not, it is the same (to the last bit where as many
+threads sum up). Training stacks are drawn without
 end; validation stacks are a fixed set of other specimens.
 """
 
