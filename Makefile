@@ -145,17 +145,17 @@ simulate: setup-dev ## write some simulated stacks to out/simulated
 	$(BIN)/python -m training simulate --out out/simulated
 
 .PHONY: train
-train: setup-dev ## train in three parts, up to runs/points; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
+train: setup-dev ## train in three parts, up to runs/streams; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
 ifdef TRAIN_ARGS
 	$(BIN)/python -m training train $(TRAIN_ARGS)
 else
 	$(BIN)/python -m training train --settings mean
 	$(BIN)/python -m training train --settings base --initial runs/mean
-	$(BIN)/python -m training train --settings points --initial runs/base
+	$(BIN)/python -m training train --settings streams --initial runs/base
 endif
 
 .PHONY: quantize
-quantize: setup-dev ## turn runs/points into a float32 and an int8 step
+quantize: setup-dev ## turn runs/streams into a float32 and an int8 step
 	$(BIN)/python -m training quantize
 
 .PHONY: evaluate

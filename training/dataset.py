@@ -2,8 +2,8 @@
 
 Every stack is a function of (seed, split, place, number) alone: whichever process simulates it,
 and whether the training was interrupted or not, it is the same (to the last bit where as many
-threads sum up). Training stacks are drawn without
-end; validation stacks are a fixed set of other specimens.
+threads sum up). Training stacks are drawn without end; validation stacks are a fixed set of other
+specimens.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class DatasetSettings(BaseModel):
     """Part of the stacks that are played as a stream, the others as one window."""
     stream_chunks: tuple[int, int] = (3, 8)
     """Length of a stream in chunks, uniform, both ends included."""
+    change_fraction: float = Field(0.0, ge=0, le=1)
+    """Part of the streams whose specimen is moved or replaced on the way, without a reset."""
     validation_stacks: int = Field(64, ge=1)
     """Stacks of the validation set."""
     workers: int = Field(2, ge=0)
@@ -89,11 +91,14 @@ class Plan:
         Played as a stream (running statistics) or as one window (statistics of all its frames).
     chunks : int
         Its length.
+    changes : bool
+        Its specimen is moved or replaced on the way.
     """
 
     seed: tuple[int, ...]
     stream: bool
     chunks: int
+    changes: bool = False
 
 
 def plan(settings: DatasetSettings, seed: int, place: int, stack: int) -> Plan:
@@ -101,7 +106,8 @@ def plan(settings: DatasetSettings, seed: int, place: int, stack: int) -> Plan:
     key = (seed, TRAINING, place, stack)
     rng = np.random.default_rng([*key, 1])
     if rng.random() < settings.stream_fraction:
-        return Plan(key, True, int(rng.integers(*settings.stream_chunks, endpoint=True)))
+        chunks = int(rng.integers(*settings.stream_chunks, endpoint=True))
+        return Plan(key, True, chunks, bool(rng.random() < settings.change_fraction))
     return Plan(key, False, settings.window // settings.chunk)
 
 
@@ -201,11 +207,12 @@ class TrainingStream(keras.utils.PyDataset):
         p = plan(self.settings, self.seed, place, stack)
         s = self.settings
         length = WINDOW if s.copies else p.chunks * s.chunk
-        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization, s.copies)
+        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
+        options = {"copies": s.copies, "changes": p.changes}
         if self._pool is not None:
-            return self._pool.submit(make_example, *arguments)
+            return self._pool.submit(make_example, *arguments, **options)
         done: Future[Example] = Future()
-        done.set_result(make_example(*arguments))
+        done.set_result(make_example(*arguments, **options))
         return done
 
 

@@ -8,8 +8,10 @@ import numpy as np
 
 from device.normalize import NormalizationSettings, Scaling, measure
 from training.forward_model import ForwardModelSettings, Stack, simulate
+from training.optics import UPSAMPLING
 
 WINDOW = 30  # frames of the reconstruction
+MOVES_PX = 8  # how far a specimen is moved along each axis at most
 
 
 def running_mean(frames: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -77,6 +79,8 @@ class Example:
     scales: np.ndarray  # (T,)
     truth: np.ndarray  # (2H, 2W)
     unit: float
+    former: np.ndarray | None = None  # (2H, 2W): the truth before frame `change_at`
+    change_at: int = 0
 
     @classmethod
     def of(
@@ -95,7 +99,19 @@ class Example:
     def turned(self, symmetry: int) -> Example:
         """Turn and mirror it: one of the eight symmetries of the square, 0 for as it is."""
         images = [_turned(images, symmetry) for images in (self.frames, self.means, self.truth)]
-        return replace(self, frames=images[0], means=images[1], truth=images[2])
+        former = None if self.former is None else _turned(self.former, symmetry)
+        return replace(self, frames=images[0], means=images[1], truth=images[2], former=former)
+
+    def truth_at(self, frame: int) -> np.ndarray:
+        """Truth of the last 30 frames at a frame, (2H, 2W): after a change a mixture, for a while.
+
+        It is what a window of these frames shows, and so what a stream is to show.
+        """
+        share = min(1.0, (frame + 1 - self.change_at) / WINDOW)
+        if self.former is None or share == 1.0:
+            return self.truth
+        share = max(share, 0.0)
+        return (share * self.truth + (1 - share) * self.former).astype(np.float32)
 
     def chunk(
         self, k: int, length: int, read_at: tuple[int, ...]
@@ -116,7 +132,7 @@ class Example:
             "fresh": np.array(k == 0, np.float32),
             "gain": self.scales[read] / np.float32(self.unit),
         }
-        return inputs, np.broadcast_to(self.truth, (len(read), *self.truth.shape))
+        return inputs, np.stack([self.truth_at(frame) for frame in read])
 
 
 def _turned(images: np.ndarray, symmetry: int) -> np.ndarray:
@@ -133,8 +149,39 @@ def make_example(
     seed: tuple[int, ...],
     normalization: NormalizationSettings | None = None,
     copies: int = 0,
+    changes: bool = False,
 ) -> Example:
-    """Simulate the stack of a seed and make it ready; with `copies`, as so many of its mean."""
-    stack = simulate(model, frames, (size_px, size_px), np.random.default_rng(seed))
+    """Simulate the stack of a seed and make it ready.
+
+    With `copies`, as so many of its mean; with `changes`, as a specimen that is moved, or replaced,
+    under the running stream.
+    """
+    size = size_px + (MOVES_PX if changes else 0)
+    stack = simulate(model, frames, (size, size), np.random.default_rng(seed))
+    if changes:
+        return _changing(stack, size_px, np.random.default_rng((*seed, 2)), normalization)
     example = Example.of(stack, stream, normalization)
     return example.of_copies(copies) if copies else example
+
+
+def _changing(
+    stack: Stack,
+    size_px: int,
+    rng: np.random.Generator,
+    normalization: NormalizationSettings | None,
+) -> Example:
+    """Play one part of the field first, then another one, or the same one turned."""
+    first, then = rng.integers(0, MOVES_PX, (2, 2), endpoint=True)  # (y, x)
+    at = int(rng.integers(len(stack.frames) // 4, len(stack.frames) // 2))
+    symmetry = int(rng.integers(8)) if rng.random() < 0.5 else 0
+    before, after = _cut(stack.frames, first, size_px), _cut(stack.frames, then, size_px)
+    played = np.concatenate([before[:at], _turned(after[at:], symmetry)])
+    whole, unit = truth_in_its_unit(stack.truth)
+    truth = _turned(_cut(whole, UPSAMPLING * then, UPSAMPLING * size_px), symmetry)
+    former = _cut(whole, UPSAMPLING * first, UPSAMPLING * size_px)
+    return Example(*normalized(played, True, normalization), truth, unit, former, at)
+
+
+def _cut(images: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
+    y, x = corner
+    return images[..., y : y + size, x : x + size]

@@ -85,6 +85,10 @@ class Blinking:
                 result[frame] += on
         return result / self.SUBSTEPS * self._alive(n, emitters, rng)
 
+    def survival(self, n: int) -> np.ndarray:
+        """Part of the emitters that is not bleached at each of `n` frames, (n,) float32."""
+        return np.exp(-np.arange(n) / self.bleach_time_frames).astype(np.float32)
+
     def _alive(self, n: int, emitters: int, rng: np.random.Generator) -> np.ndarray:
         if not np.isfinite(self.bleach_time_frames):
             return np.ones((1, 1), np.float32)

@@ -17,6 +17,10 @@ from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
 
 DARK = 0.05
 """A stack is drawn anew where less than this part of the specimen's light was ever seen."""
+SIMULATED_EMITTERS = 10_000
+"""Of more emitters so many are simulated; see `blink`."""
+STRENGTH_SPREAD = 0.3
+"""Standard deviation of the logarithm of the emitters' brightness."""
 
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
@@ -81,8 +85,9 @@ class ForwardModelSettings(BaseModel):
     """Mean time in the on state, log-uniform."""
     bleaching_fraction: Fraction = 0.25
     """Part of the blinking stacks that bleach, over 60 to 600 frames."""
-    emitters_per_px: Range = (0.2, 4.0)
-    """Blinking emitters per output pixel of label, log-uniform."""
+    emitters_per_px: Range = (0.2, 200.0)
+    """Blinking emitters per output pixel of label, log-uniform. Few make a structure of single
+    points, many a smooth one that hardly fluctuates."""
     speckle_modes: tuple[int, int] = (4, 60)
     """Plane waves in the excitation, log-uniform."""
     speckle_grain_px: Range = (2.0, 16.0)
@@ -223,21 +228,44 @@ def fluctuate(
     """
     if isinstance(fluctuation, SpeckleExcitation):
         return density * fluctuation.patterns(frames, density.shape, rng), density
-    grid = Grid(*density.shape)
-    probability = density / max(float(density.sum()), 1e-12)
     labelled = float(density.sum()) ** 2 / max(float((density**2).sum()), 1e-12)  # px
-    n = int(np.clip(labelled * _log_uniform(settings.emitters_per_px, rng), 20, 30_000))
-    count = rng.multinomial(
-        n, probability.ravel().astype(np.float64) / probability.sum(dtype=float)
-    )
-    site = np.repeat(np.arange(density.size), count)  # (n,)
-    strength = rng.lognormal(0, 0.3, n).astype(np.float32)
-    on = fluctuation.brightness(frames, n, rng) * strength  # (T, n)
-    emission = np.stack([np.bincount(site, weights, density.size) for weights in on])
-    mean = np.bincount(site, strength * fluctuation.on_fraction, density.size)
+    emitters = max(20, round(labelled * _log_uniform(settings.emitters_per_px, rng)))
+    return blink(fluctuation, density, emitters, frames, rng)
+
+
+def blink(
+    blinking: Blinking,
+    density: np.ndarray,
+    emitters: int,
+    frames: int,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw emitters from a density, (H', W'), and let them blink.
+
+    Of N emitters, more than n = `SIMULATED_EMITTERS`, only n are drawn: they have the share
+    ``sqrt(n / N)`` of the light, and the rest is even. So mean and variance are those of N, of
+    where they lie and of when they are on.
+
+    Returns
+    -------
+    emission, brightness : ndarray
+        (T, H', W') and, on average without bleaching, (H', W'); float32.
+    """
+    drawn = min(emitters, SIMULATED_EMITTERS)
+    share = np.sqrt(drawn / emitters)
+    probability = density.ravel().astype(np.float64)
+    probability /= max(probability.sum(), 1e-12)
+    site = np.repeat(np.arange(density.size), rng.multinomial(drawn, probability))  # (n,)
+    strength = rng.lognormal(0, STRENGTH_SPREAD, drawn).astype(np.float32)
+    on = blinking.brightness(frames, drawn, rng) * strength  # (T, n)
+    single = np.stack([np.bincount(site, weights, density.size) for weights in on])
+    expected = drawn * np.exp(STRENGTH_SPREAD**2 / 2) * blinking.on_fraction * probability
+    rest = (1 - share) * expected  # (H' W',)
+    emission = share * single + blinking.survival(frames)[:, None] * rest
+    mean = np.bincount(site, strength * blinking.on_fraction, density.size)
     return (
-        emission.reshape(frames, *grid).astype(np.float32),
-        mean.reshape(grid).astype(np.float32),
+        emission.reshape(frames, *density.shape).astype(np.float32),
+        (share * mean + rest).reshape(density.shape).astype(np.float32),
     )
 
 

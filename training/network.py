@@ -13,7 +13,8 @@ construction.
 What the cell is fed is what SOFI correlates: the fluctuation about the mean, and *products* of
 learned local combinations of it (a pixel with itself and with its neighbours), whose running
 average in the cell is a local cumulant of second order. What the head is fed is the cell's output
-and the mean image; it returns the mean, interpolated to the output grid, plus a correction.
+and the mean image; it returns the mean, interpolated to the output grid, plus a correction, and
+nothing below the background: there is no negative light.
 
 What differs in range (frame, products, state) goes through convolutions of its own, which are
 summed: a concatenation would tie all to one int8 scale.
@@ -226,7 +227,7 @@ class Step(keras.Model):
         x = ops.relu(ops.add(self.head_mean(folded), self.head_hidden(h)))
         for layer in self.head:
             x = layer(x)  # (B, H/2, W/2, 4 head_filters)
-        image = ops.add(self.upsampling(folded), self.correction(x))  # (B, H/2, W/2, 4 x 4)
+        image = ops.relu(ops.add(self.upsampling(folded), self.correction(x)))
         return ops.depth_to_space(ops.depth_to_space(image, FOLD), UPSAMPLING)
 
     def call(self, inputs: Tensors) -> Tensors:

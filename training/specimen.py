@@ -191,7 +191,7 @@ def cells(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.5:
         nucleus = _field(grid, rng, rng.uniform(8, 16))
         body *= 1 - rng.uniform(0.3, 0.9) * expit(12 * (nucleus - 1))
-    return _unit_maximum(body * _texture(grid, rng, rng.uniform(0.1, 0.8)))
+    return _unit_maximum(body * _texture(grid, rng, rng.uniform(0.1, 0.8), (0.7, 30)))
 
 
 def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
@@ -209,11 +209,19 @@ def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarr
     return (field - field.mean()) / (field.std() + 1e-12)
 
 
-def _texture(grid: Grid, rng: np.random.Generator, depth: float) -> np.ndarray:
-    """Positive texture around 1, (H, W); `depth` is the standard deviation of its logarithm."""
+def _texture(
+    grid: Grid,
+    rng: np.random.Generator,
+    depth: float,
+    correlation: tuple[float, float] = (0.7, 8.0),
+) -> np.ndarray:
+    """Positive texture around 1, (H, W).
+
+    `depth` is the standard deviation of its logarithm, `correlation` the range of its length.
+    """
     if depth == 0:
         return np.ones(grid, np.float32)
-    return np.exp(depth * _field(grid, rng, np.exp(rng.uniform(np.log(0.7), np.log(8)))))
+    return np.exp(depth * _field(grid, rng, np.exp(rng.uniform(*np.log(correlation)))))
 
 
 THIN: dict[str, Family] = {

@@ -230,29 +230,42 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
 
 
 def initialize(network: Unrolled, run: Run, initial: Path) -> None:
-    """Begin with the best weights of another run, and write down which.
+    """Begin with the best weights of another run, or of a release, and write down which.
 
     Raises
     ------
     UserError
-        The other folder holds no weights of this network.
+        There are no weights of this network.
     """
-    other = Run(initial)
     try:
-        network.step.load_weights(other.best)
+        weights, made_by = _weights_and_origin(initial)
+        network.step.load_weights(weights)
         about = json.loads(run.about.read_text())
-        checksum = hashlib.sha256(other.best.read_bytes()).hexdigest()
-        about["initial"] = json.loads(other.about.read_text()) | {"weights_sha256": checksum}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{initial} holds no weights of this network: name its run.") from error
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        about["initial"] = made_by | {"weights_sha256": checksum}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
+            "a released model."
+        ) from error
     _write(run.about, json.dumps(about, indent=2))
+
+
+def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any]]:
+    """Find the weights in a run's folder, or beside a released model's manifest."""
+    if initial.suffix == ".json":
+        return initial.with_suffix(".weights.h5"), json.loads(initial.read_text())["training"]
+    return Run(initial).best, json.loads(Run(initial).about.read_text())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training train``."""
     parser.add_argument("--settings", default="base", help="name or TOML file (default: base)")
     parser.add_argument("--run", type=Path, help="folder of the run (default: runs/SETTINGS)")
-    parser.add_argument("--initial", type=Path, metavar="RUN", help="begin with this run's weights")
+    parser.add_argument(
+        "--initial", type=Path, metavar="RUN",
+        help="begin with the weights of this run, or of a released model (its manifest, .json)",
+    )  # fmt: skip
 
 
 def keep_memory() -> None:
