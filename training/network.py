@@ -16,8 +16,8 @@ average in the cell is a local cumulant of second order. What the head is fed is
 and the mean image; it returns the mean, interpolated to the output grid, plus a correction, and
 nothing below the background: there is no negative light.
 
-What differs in range (frame, products, state) goes through convolutions of its own, which are
-summed: a concatenation would tie all to one int8 scale.
+What differs in range (fluctuation, mean, products, state) goes through convolutions of its own,
+which are summed: a concatenation would tie all to one int8 scale.
 
 Every convolution is one at the camera's full sampling, of 5 x 5 px, computed on pixels *folded* by
 `space_to_depth` (see `FoldedConv2D`): the same numbers in less time, because processors like many
@@ -73,8 +73,10 @@ class FoldedConv2D(layers.Layer):
     tap at 2 t + q - p. The weights are those of the small kernel; the large one is put together
     from them, and is a constant in the converted file.
 
-    Takes (B, H/2, W/2, 4 C), phase by phase as `space_to_depth` makes it; returns
-    (B, H/2, W/2, groups x 4 x filters), in this order.
+    Takes (B, H/2, W/2, 4 C), phase by phase as `space_to_depth` makes it, or several such, whose
+    channels C are counted one after the other; returns (B, H/2, W/2, groups x 4 x filters), in this
+    order. Several inputs are convolved one by one and summed: joined into one they would have to
+    share an int8 scale.
 
     Parameters
     ----------
@@ -109,10 +111,12 @@ class FoldedConv2D(layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
-    def build(self, input_shape: tuple[int, ...]) -> None:
+    def build(self, input_shape: Any) -> None:
         """Create the small kernel and the bias."""
         outputs = self.groups * self.filters
-        shape = (self.size_px, self.size_px, input_shape[-1] // FOLD**2, outputs)
+        inputs = input_shape if isinstance(input_shape, list) else [input_shape]
+        self.channels = [each[-1] // FOLD**2 for each in inputs]
+        shape = (self.size_px, self.size_px, sum(self.channels), outputs)
         self.kernel = self.add_weight(
             name="kernel", shape=shape, initializer=self.kernel_initializer
         )
@@ -121,10 +125,10 @@ class FoldedConv2D(layers.Layer):
                 name="bias", shape=(outputs,), initializer=self.bias_initializer
             )
 
-    def folded_kernel(self) -> Any:
-        """Put the large kernel together, (3, 3, 4 C, groups x 4 x filters)."""
-        channels = self.kernel.shape[2]
-        padded = ops.pad(self.kernel, [[1, 1], [1, 1], [0, 0], [0, 0]])  # a rim of zeros
+    def folded_kernel(self, start: int, channels: int) -> Any:
+        """Put an input's large kernel together, (3, 3, 4 C, groups x 4 x filters)."""
+        kernel = self.kernel[:, :, start : start + channels]
+        padded = ops.pad(kernel, [[1, 1], [1, 1], [0, 0], [0, 0]])  # a rim of zeros
         taps = ops.reshape(padded, (-1, channels, self.groups, self.filters))
         taps = ops.take(taps, _folded_taps(self.size_px), axis=0)  # (ty, tx, q, p, C, groups, f)
         taps = ops.transpose(taps, (0, 1, 2, 4, 5, 3, 6))  # (ty, tx, q, C, groups, p, f)
@@ -132,8 +136,12 @@ class FoldedConv2D(layers.Layer):
         return ops.reshape(taps, (3, 3, FOLD**2 * channels, outputs))
 
     def call(self, x: Any) -> Any:
-        """Convolve, and add the bias."""
-        x = ops.conv(x, self.folded_kernel(), padding="same")
+        """Convolve, sum up, and add the bias."""
+        parts, start = [], 0
+        for each, channels in zip(x if isinstance(x, list) else [x], self.channels, strict=True):
+            parts.append(ops.conv(each, self.folded_kernel(start, channels), padding="same"))
+            start += channels
+        x = sum(parts[1:], start=parts[0])
         if self.use_bias:
             bias = ops.reshape(self.bias, (self.groups, 1, self.filters))
             x = ops.add(x, ops.reshape(ops.tile(bias, (1, FOLD**2, 1)), (-1,)))
@@ -211,10 +219,10 @@ class Step(keras.Model):
 
     def recur(self, frame: Any, mean: Any, h: Any, c: Any) -> tuple[Any, Any]:
         """Take one frame into the state; returns (h', c')."""
-        fluctuation = ops.subtract(frame, mean)  # (B, H, W, 1)
-        left, right = ops.split(self.factors(ops.space_to_depth(fluctuation, FOLD)), 2, axis=-1)
+        fluctuation = ops.space_to_depth(ops.subtract(frame, mean), FOLD)  # (B, H/2, W/2, 4)
+        left, right = ops.split(self.factors(fluctuation), 2, axis=-1)
         products = ops.multiply(left, right)  # (B, H/2, W/2, 4 products)
-        x = ops.space_to_depth(ops.concatenate([fluctuation, mean], axis=-1), FOLD)  # (..., 8)
+        x = [fluctuation, ops.space_to_depth(mean, FOLD)]
         gates = ops.add(self.gates_frame(x), self.gates_products(products))
         gates = ops.add(gates, self.gates_hidden(h))  # (B, H/2, W/2, 3 x 4 filters)
         i, o, g = ops.split(gates, 3, axis=-1)

@@ -25,7 +25,7 @@ from training import baselines
 from training import settings as settings_file
 from training.dataset import TrainingStream, validation_set
 from training.example import Example
-from training.loss import log_relative_error
+from training.loss import loss_with
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step
 from training.revision import git_revision
@@ -111,7 +111,9 @@ def make_network(settings: TrainingSettings) -> Unrolled:
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
     # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
     compiled = keras.backend.backend() == "jax"
-    network.compile(optimizer=optimizer, loss=log_relative_error, jit_compile=compiled)
+    network.compile(
+        optimizer=optimizer, loss=loss_with(settings.coarse_weight), jit_compile=compiled
+    )
     network(_blank(settings))
     optimizer.build(network.trainable_variables)
     return network

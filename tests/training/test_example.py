@@ -161,3 +161,47 @@ def test_turning_turns_frames_and_truth_alike(symmetry: int) -> None:
     assert np.array_equal(turned.truth, example.truth) == (symmetry == 0)
     others = [example.turned(other).truth for other in range(8) if other != symmetry]
     assert not any(np.array_equal(turned.truth, other) for other in others)
+
+
+CHANGING = {"frames": 80, "size_px": 32, "stream": True, "changes": True}
+
+
+def test_after_a_change_the_truth_goes_over_in_30_frames() -> None:
+    """As the mean of the last 30 frames does. Catches a truth that changes at once or not at all,
+    and one that is off by a frame."""
+    truth, former = np.full((4, 4), 3.0, np.float32), np.ones((4, 4), np.float32)
+    frames = np.zeros((60, 2, 2), np.float32)
+    example = Example(frames, frames, np.ones(60, np.float32), truth, 1.0, former, change_at=20)
+    seen = [float(example.truth_at(k)[0, 0]) for k in range(60)]
+    shown = np.where(np.arange(60) < 20, 1.0, 3.0)[:, None, None]
+    np.testing.assert_allclose(seen, running_mean(np.pad(shown, [(29, 0), (0, 0), (0, 0)], "edge"))
+                               [29:, 0, 0], rtol=1e-6)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_frames_and_truth_change_together(number: int) -> None:
+    """The mean of the frames before and after resembles its own truth more than the other's.
+
+    Catches truths that are swapped, cut elsewhere than the frames, or turned another way.
+    """
+    model = ForwardModelSettings(photons=(400.0, 800.0), psf_sigma_px=(0.8, 1.2))
+    example = make_example(model, seed=(5, number), **CHANGING)
+    at = example.change_at
+    assert example.former is not None
+    assert 20 <= at < 40
+    assert example.frames.shape == (80, 32, 32)
+    means = [example.frames[:at].mean(axis=0), example.frames[at:].mean(axis=0)]
+    binned = [t.reshape(32, 2, 32, 2).mean(axis=(1, 3)) for t in (example.former, example.truth)]
+    alike = np.corrcoef([each.ravel() for each in (*means, *binned)])[:2, 2:]
+    assert alike[0, 0] > alike[0, 1]
+    assert alike[1, 1] > alike[1, 0]
+
+
+def test_a_change_is_turned_with_the_rest() -> None:
+    """Catches a former truth that is left as it was."""
+    example = make_example(ForwardModelSettings(), seed=(5, 1), **CHANGING)
+    turned = example.turned(5)
+    assert example.former is not None
+    assert turned.former is not None
+    np.testing.assert_array_equal(turned.truth_at(0), turned.former)
+    np.testing.assert_array_equal(turned.former, np.rot90(example.former[:, ::-1]))

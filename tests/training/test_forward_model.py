@@ -241,3 +241,39 @@ def test_both_kinds_of_structure_are_drawn_over_each_other() -> None:
     assert thin in forward_model.THIN
     assert wide in forward_model.CONTINUOUS
     assert 0.2 <= density.max() <= 1.0 + 1e-6
+
+
+def test_of_many_emitters_a_part_is_simulated_with_the_variance_of_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """4,000 emitters, 1,000 of which are drawn, against all 4,000.
+
+    Compared over 40 x 40 px: the mean (expected: equal), the variance from pixel to pixel of the
+    brightness, and that from frame to frame of the emission. Over 1600 px a variance of these
+    nearly Poissonian values scatters by some 5 %; the tolerance is 20 %. Catches a share of n / N
+    (a quarter of the variance) and no share (four times as much).
+    """
+    density = np.ones((40, 40), np.float32)
+    blinking = Blinking(on_fraction=0.3, on_time_frames=0.5)
+    found = []
+    for limit in (4000, 1000):
+        monkeypatch.setattr(forward_model, "SIMULATED_EMITTERS", limit)
+        rng = np.random.default_rng(1)
+        emission, brightness = forward_model.blink(blinking, density, 4000, 60, rng)
+        assert emission.shape == (60, 40, 40)
+        times = emission.var(axis=0).mean()
+        found.append((brightness.mean(), emission.mean(), brightness.var(), times))
+    # The same 4,000 x 0.3 in both; a quarter of the emitters each stand for four.
+    every, part = np.array(found)
+    np.testing.assert_allclose(part[:2] * 4, every[:2], rtol=0.05)
+    np.testing.assert_allclose(part[2:] * 16, every[2:], rtol=0.2)
+
+
+def test_a_dense_label_bleaches_as_a_sparse_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a part that is not simulated and shines for ever."""
+    monkeypatch.setattr(forward_model, "SIMULATED_EMITTERS", 500)
+    blinking = Blinking(on_fraction=0.5, on_time_frames=0.3, bleach_time_frames=40.0)
+    rng = np.random.default_rng(2)
+    emission, brightness = forward_model.blink(blinking, np.ones((20, 20)), 50_000, 120, rng)
+    expected = brightness.mean() * np.exp(-np.arange(120) / 40)
+    np.testing.assert_allclose(emission.mean(axis=(1, 2)), expected, rtol=0.1)

@@ -135,6 +135,29 @@ def test_a_folded_convolution_is_one_at_full_sampling(size_px: int, groups: int)
         )
 
 
+def test_several_inputs_are_convolved_as_if_they_were_joined() -> None:
+    """Catches a part of the kernel that goes with the wrong input, and a bias that is added twice.
+
+    `space_to_depth` of joined channels interleaves them, phase by phase.
+    """
+    rng = np.random.default_rng(9)
+    one, two = (rng.normal(0, 1, (1, 8, 8, c)).astype(np.float32) for c in (1, 2))
+    layer = FoldedConv2D(2, bias_initializer="normal")
+    separate = layer([keras.ops.space_to_depth(each, 2) for each in (one, two)])
+    plain = keras.ops.conv(np.concatenate([one, two], -1), layer.kernel, padding="same")
+    expected = keras.ops.space_to_depth(plain + layer.bias, 2)
+    np.testing.assert_allclose(separate, expected, atol=1e-5)
+
+
+def test_no_image_is_negative(step: Step) -> None:
+    """There is no negative light. Catches a correction that is added after the rectifier."""
+    rng = np.random.default_rng(10)
+    frame, mean = rng.normal(0, 1, (2, 1, 16, 20)).astype(np.float32)
+    image = run(step, frame, mean, zero_state(step, 1, 16, 20))["image"]
+    assert image.min() == 0
+    assert (image > 0).mean() > 0.1
+
+
 def test_fluctuation_reaches_the_image_by_way_of_products(step: Step) -> None:
     """Two series of the same mean and opposite fluctuations have equal products.
 
@@ -144,7 +167,7 @@ def test_fluctuation_reaches_the_image_by_way_of_products(step: Step) -> None:
     linear = keras.ops.convert_to_numpy(step.gates_frame.kernel)
     bias = keras.ops.convert_to_numpy(step.factors.bias)
     cut = linear.copy()
-    cut[:, :, 0::2] = 0  # space_to_depth interleaves: even channels are the fluctuation's
+    cut[:, :, 0] = 0  # the fluctuation is the first input
     try:
         step.gates_frame.kernel.assign(cut)
         step.factors.bias.assign(np.zeros_like(bias))

@@ -278,6 +278,26 @@ def test_a_run_can_begin_with_anothers_weights(
     assert len(initial["weights_sha256"]) == 64
 
 
+def test_a_run_can_begin_with_a_released_model(
+    tiny_settings: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Named by its manifest. Mutation: the record of how that model was trained is lost."""
+    settings = settings_file.load(str(tiny_settings))
+    origin = {"command": "python -m training train", "seed": 7}
+    manifest = tmp_path / "learn2sofi-9.9.9.json"
+    manifest.write_text(json.dumps({"training": origin}))
+    weights = manifest.with_name("learn2sofi-9.9.9.weights.h5")
+    weights.write_bytes((tiny_run / "best.weights.h5").read_bytes())
+    run = Run(tmp_path / "second")
+    run.begin("tiny", settings)
+    network = train.make_network(settings)
+    train.initialize(network, run, manifest)
+    for mine, given in zip(network.step.weights, load_step(tiny_run)[0].weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine), np.asarray(given))
+    initial = json.loads(run.about.read_text())["initial"]
+    assert {name: initial[name] for name in origin} == origin
+
+
 def test_weights_of_another_network_are_refused(
     tiny_settings: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +307,6 @@ def test_weights_of_another_network_are_refused(
     run = Run(tmp_path / "second")
     run.begin("tiny", larger)
     network = train.make_network(larger)
-    for folder in (tiny_run, tmp_path):
+    for place in (tiny_run, tmp_path, tmp_path / "missing.json"):
         with pytest.raises(UserError, match="holds no weights of this network"):
-            train.initialize(network, run, folder)
+            train.initialize(network, run, place)

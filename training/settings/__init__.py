@@ -32,6 +32,8 @@ class TrainingSettings(BaseModel):
     """Updates over which the learning rate rises."""
     clip_norm: float = Field(1.0, gt=0)
     """Largest norm of the gradient."""
+    coarse_weight: float = Field(0.0, ge=0)
+    """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
