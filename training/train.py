@@ -111,9 +111,8 @@ def make_network(settings: TrainingSettings) -> Unrolled:
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
     # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
     compiled = keras.backend.backend() == "jax"
-    network.compile(
-        optimizer=optimizer, loss=loss_with(settings.coarse_weight), jit_compile=compiled
-    )
+    loss = loss_with(settings.coarse_weight)
+    network.compile(optimizer=optimizer, loss=loss, jit_compile=compiled)
     network(_blank(settings))
     optimizer.build(network.trainable_variables)
     return network
