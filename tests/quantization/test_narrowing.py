@@ -15,15 +15,15 @@ SETTINGS = NetworkSettings(filters=1, products=1, head_filters=1, head_layers=0)
 @pytest.fixture(scope="module")
 def step():
     step = build_step(SETTINGS)
-    for weight in step.gates_frame.weights:
-        rng = np.random.default_rng(1)
-        weight.assign(rng.normal(0, 4, weight.shape))  # wide gates, as a rare bright spot makes
+    kernel = step.gates_frame.kernel
+    wide = np.random.default_rng(1).normal(0, 1, kernel.shape)
+    kernel.assign(wide)  # wide gates, as a rare bright spot makes
     return step
 
 
 @pytest.fixture(scope="module")
 def frames():
-    frames = np.random.default_rng(2).gamma(0.5, 0.6, (4, SIZE_PX, SIZE_PX)).astype(np.float32)
+    frames = np.random.default_rng(2).gamma(0.5, 0.6, (12, SIZE_PX, SIZE_PX)).astype(np.float32)
     frames[:, 5, 5] = 4.0
     return frames
 
@@ -66,7 +66,7 @@ def test_only_what_feeds_the_gates_is_narrowed(wide):
 def test_the_cell_comes_nearer_to_the_float_network(step, wide, frames):
     """Mutation: a range below what the sigmoid needs, or a scale without its zero point.
 
-    Measured: the error of the cell falls to 0.85 of what it was; the rest is the frame's own step,
+    Measured: the error of the cell falls to 0.72 of what it was; the rest is the frame's own step,
     which these wide weights enlarge. On the trained network the gates' share is far larger.
     """
     by_float = candidates_and_gates(convert(step), frames)
