@@ -189,7 +189,10 @@ def check_picture(content: bytes, image: Image, url: str) -> None:
     """
     if not content.startswith(b"\xff\xd8"):
         raise RefusedError(f"{url} answered with something else than a JPEG; leave it out.")
-    decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    try:
+        decoded = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    except cv2.error:  # it claims to be too large
+        decoded = None
     if decoded is None or not content.rstrip(b"\0\r\n").endswith(b"\xff\xd9"):
         raise UnavailableError(f"{url} answered with a part of a JPEG; run the command again.")
     if decoded.shape != (image.height, image.width):

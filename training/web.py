@@ -16,7 +16,6 @@ from importlib.metadata import version
 from time import sleep
 from types import TracebackType
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -157,9 +156,9 @@ def checked_server(server: str) -> str:
         It is no address of a web server.
     """
     try:
-        parts = urlsplit(server)
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
+        url = httpx.URL(server)
+        valid = url.scheme in ("http", "https") and bool(url.host)
+    except httpx.InvalidURL:
         valid = False
     if not valid:
         raise UserError(

@@ -488,6 +488,7 @@ def test_no_server_is_said_once(
         (["--server", "idr.openmicroscopy.org"], "--server"),
         (["--server", "ftp://host"], "--server"),
         (["--server", "http://host:port"], "--server"),
+        (["--server", "http://"], "--server"),
         (["--limit", "0"], "--limit"),
         (["--channel", "0"], "--channel"),
         (["--pause", "nan"], "--pause"),
