@@ -184,8 +184,8 @@ def write(stem: Path, content: bytes, about: dict[str, Any]) -> None:
 def check_picture(content: bytes, image: Image, url: str) -> None:
     """Refuse what is not the whole JPEG of this image.
 
-    A decoder fills up what is missing at the end in grey and says nothing, hence the look at the
-    marker that ends a JPEG (ITU-T T.81, B.1.1.3).
+    OpenCV 4 fills up what is missing at the end in grey and says nothing, OpenCV 5 decodes nothing;
+    hence the look at the marker that ends a JPEG (ITU-T T.81, B.1.1.3).
     """
     if not content.startswith(b"\xff\xd8"):
         raise RefusedError(f"{url} answered with something else than a JPEG; leave it out.")

@@ -179,6 +179,11 @@ def answers(status: int, **headers: str) -> Failure:
     return lambda handler: handler.send(b"", "text/plain", status, **headers)
 
 
+def rendered(handler: Handler) -> None:
+    """No failure: a picture."""
+    handler.send(picture(), "image/jpeg")
+
+
 def html(handler: Handler) -> None:
     """The login page, which OMERO.web sends with status 200."""
     handler.send(b"<!DOCTYPE html><html>Log in</html>", "text/html")
