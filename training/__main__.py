@@ -11,6 +11,7 @@ from device.errors import Learn2sofiError
 
 COMMANDS = {
     "simulate": "write simulated stacks and their truth as TIFF",
+    "download": "fetch images to cut specimens from, with licence and source beside each",
     "demo": "write the stack that `make run` plays",
     "train": "train the network; goes on where an interrupted run stopped",
     "quantize": "turn a run's weights into a float32 and an int8 step",

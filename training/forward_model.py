@@ -14,6 +14,7 @@ from training.optics import UPSAMPLING, image_formation, target_image
 from training.processing import Processing
 from training.sensor import Sensor
 from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
+from training.specimen_images import crop
 
 DARK = 0.05
 """A stack is drawn anew where less than this part of the specimen's light was ever seen."""
@@ -40,6 +41,10 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with a thin and a continuous structure over each other."""
     beads_fraction: Fraction = 0.0
     """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
+    images: str | None = None
+    """Folder of images to cut specimens from, relative to where the command runs."""
+    images_fraction: Fraction = 0.0
+    """Part of the stacks with such a specimen, instead of a drawn one."""
     psf_sigma_px: Range = (0.8, 3.2)
     """Standard deviation of the PSF, camera px, uniform."""
     halo_probability: Fraction = 0.25
@@ -100,6 +105,12 @@ class ForwardModelSettings(BaseModel):
         for name, value in self:
             if isinstance(value, tuple) and name != "bit_depths" and value[0] > value[1]:
                 raise ValueError(f"{name} runs from {value[0]} down to {value[1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _images_have_a_folder(self) -> ForwardModelSettings:
+        if self.images_fraction and not self.images:
+            raise ValueError("images_fraction is above 0 without images, the folder to take")
         return self
 
 
@@ -182,6 +193,9 @@ def draw_specimen(
     settings: ForwardModelSettings, grid: Grid, rng: np.random.Generator
 ) -> tuple[str, np.ndarray]:
     """Draw a family and a density from it, (H', W')."""
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    if settings.images and settings.images_fraction and rng.random() < settings.images_fraction:
+        return "image", crop(settings.images, grid, rng)
     if rng.random() < settings.both_fraction:
         thin, wide = rng.choice(list(THIN)), rng.choice(list(CONTINUOUS))
         share = rng.uniform(0.2, 0.8)
