@@ -159,16 +159,21 @@ quantize: setup-dev ## turn runs/streams into a float32 and an int8 step
 	$(BIN)/python -m training quantize
 
 .PHONY: evaluate
-evaluate: setup-dev ## score every method and model form on the frozen test stacks
+evaluate: setup-dev ## score every method and model form: frozen stacks, resolution, sweeps, lattice, speed
 	$(BIN)/python -m training evaluate
+	$(BIN)/python -m training resolution
+	$(BIN)/python -m training sweeps
+	$(BIN)/python -m training lattice
+	$(BIN)/python -m training speed
 
 .PHONY: accuracy
 accuracy: setup-dev ## what int8 loses, window and stream, as tables and plots in out/accuracy
 	$(BIN)/python -m training accuracy $(ACCURACY_ARGS)
 
 .PHONY: benchmark
-benchmark: setup ## time the model's forms on this machine
+benchmark: setup ## time the model's forms on this machine (after `make setup-dev`: the original's architecture too)
 	$(BIN)/learn2sofi benchmark
+	@test ! -e $(VENV)/.setup-dev || $(BIN)/python -m training speed
 
 .PHONY: clean
 clean: ## remove what can be made again (not runs/)

@@ -54,7 +54,7 @@ def benchmark(
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for form, step in steps.items():
         calls["frame_ms", form] = _frame_call(step, size)
-        calls["step_ms", form] = _step_call(step, size)
+        calls["step_ms", form] = step_call(step, size)
     medians = _in_turns(calls)
     result: dict[str, object] = {
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
@@ -79,8 +79,8 @@ def _forms(path: Path, threads: int) -> dict[str, Step]:
     return found
 
 
-def _step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
-    """One step on the same inputs, at the size that frames of `size` are padded to."""
+def step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
+    """Make one step on the same inputs, at the size that frames of `size` are padded to."""
     rng = np.random.default_rng(0)
     padded = padded_size(step, size)
     step.resize(*padded)

@@ -28,6 +28,7 @@ from device.model import MODELS_DIR, Step, load_step
 from training import drift, evaluate, frozen, simulators
 from training.golden import golden_stacks
 from training.inspection import CountingStep, Saturation, ends_of_outputs, signal_to_noise_db
+from training.reports import save_figure, table, write_text
 from training.scenes import KINDS, draw_scene
 
 log = logging.getLogger(__name__)
@@ -235,11 +236,6 @@ def stream_tables(content: Content) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
 def _loss_table(content: Content) -> str:
     rows = []
     for mode, losses in content["frozen"].items():
@@ -249,7 +245,7 @@ def _loss_table(content: Content) -> str:
             + [f"{ssim['mean']:+.4f}", f"{ssim['worst']:+.4f} ({ssim['worst_stack']})"]
         )
     head = ["int8 less float32", "PSNR, dB, mean", "worst stack", "SSIM, mean", "worst stack"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _drift_table(content: Content) -> str:
@@ -257,7 +253,7 @@ def _drift_table(content: Content) -> str:
     columns = [f"{form}, {mode}" for form in FORMS for mode in ("stream", "window")]
     head = ["frames of a specimen that stays", *(f"{column}, dB" for column in columns)]
     body = [[f"{frames:,}", *(f"{cells[c]:.2f}" for c in columns)] for frames, cells in rows]
-    return _table(head, body)
+    return table(head, body)
 
 
 def _response_table(content: Content) -> str:
@@ -277,7 +273,7 @@ def _response_table(content: Content) -> str:
                 [f"{change}, {form}", f"{np.mean(lags):+.2f}", f"{min(lags):+.2f}"]
                 + [f"{np.mean(ghosts):.1%}", f"{max(ghosts):.1%}"]
             )
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _saturation_line(content: Content) -> str:
@@ -293,7 +289,7 @@ def render(content: Content) -> str:
     title = "# Accuracy of " + " and ".join(content["models"]) + "\n"
     if not content.get("narrowed", True):
         title += "\nThe int8 form was converted anew *without* narrowing its ranges.\n"
-    scenes = _table(
+    scenes = table(
         ["scene", "change", "form", "stream, dB", "window, dB", "ghost"],
         (
             [r["scene"], r["change"], r["form"]]
@@ -301,14 +297,14 @@ def render(content: Content) -> str:
             for r in content["step_response"]
         ),
     )
-    tensors = _table(
+    tensors = table(
         ["tensor, worst first", "signal to noise, dB"],
         (
             [f"`{name}`", f"{db:.1f}"]
             for name, db in sorted(content["tensors_snr_db"].items(), key=lambda item: item[1])
         ),
     )
-    losses = _table(
+    losses = table(
         ["stack", *content["frozen"]],
         (
             [name, *(f"{each['psnr_db']['stacks'][name]:+.3f}" for each in _modes(content))]
@@ -350,9 +346,7 @@ def save_plot(path: Path, content: Content) -> None:
     tensors.barh([name.partition(";")[0] for name in _distinct(noise)], list(noise.values()))
     tensors.set(xlabel="dB", title="signal to noise of int8 within one step")
     tensors.tick_params(axis="y", labelsize=6)
-    beside = path.with_suffix(".tmp")
-    figure.savefig(beside, format="png", dpi=100)
-    beside.replace(path)
+    save_figure(path, figure)
 
 
 def _distinct(names: Iterable[str]) -> list[str]:
@@ -396,8 +390,8 @@ def own_scores(frozen_json: Path) -> list[evaluate.Score]:
 def report(content: Content, folder: Path) -> None:
     """Write ``accuracy.json``, ``accuracy.md`` and ``accuracy.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    evaluate.write_text(folder / "accuracy.json", json.dumps(content, indent=1) + "\n")
-    evaluate.write_text(folder / "accuracy.md", render(content))
+    write_text(folder / "accuracy.json", json.dumps(content, indent=1) + "\n")
+    write_text(folder / "accuracy.md", render(content))
     save_plot(folder / "accuracy.png", content)
 
 

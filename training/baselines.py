@@ -12,6 +12,8 @@ import numpy as np
 
 Method = Callable[[np.ndarray], np.ndarray]
 
+REFERENCE = "mean (bicubic)"
+DECONVOLUTION = "RL blind, 20"
 UPSAMPLING = 2
 BLIND_SIGMA_PX = 1.4
 BACKGROUND_PERCENTILE = 5.0
@@ -145,7 +147,7 @@ def richardson_lucy(
 def methods() -> dict[str, Method]:
     """All methods that know nothing but the frames; SRRF and eSRRF where nanopyx is installed."""
     table: dict[str, Method] = {
-        "mean (bicubic)": mean,
+        REFERENCE: mean,
         "standard deviation": standard_deviation,
         "variance": variance,
         "SOFI-2": sofi2,

@@ -25,16 +25,15 @@ from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.stack import open_stack
 from training import baselines, frozen, metrics
+from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen import FrozenStack, Recipe
+from training.pictures import Images, Panels, save_panel
+from training.reports import table, write_text
 
 log = logging.getLogger(__name__)
 
-REFERENCE = "mean (bicubic)"
-DECONVOLUTION = "RL blind, 20"
 STREAM_FRAMES = (30, 120)
 FORMS = ("float32", "int8")
-
-Images = dict[str, np.ndarray]
 
 GROUPS: dict[str, Callable[[Recipe], bool]] = {
     "thin": lambda recipe: recipe.kind == "thin",
@@ -287,22 +286,18 @@ def evaluate_frozen(
 
 def markdown(rows: Sequence[Row]) -> str:
     """Lay the rows out: PSNR in every group, then the worst stack and the SSIM of each kind."""
-    table = {(row.method, row.group): row for row in rows}
+    found = {(row.method, row.group): row for row in rows}
     groups = [group for group in GROUPS if any(row.group == group for row in rows)]
     kinds = [kind for kind in KINDS if kind in groups]
-    head = [f"{group} ({table[REFERENCE, group].stacks})" for group in groups]
+    head = [f"{group} ({found[REFERENCE, group].stacks})" for group in groups]
     head += [f"worst gain, {kind}" for kind in kinds] + [f"SSIM, {kind}" for kind in kinds]
-    lines = [_line(["PSNR, dB", *head]), _line(["---", *["---:"] * len(head)])]
+    lines = []
     for method in dict.fromkeys(row.method for row in rows):
-        cells = [f"{table[method, group].psnr_db:.2f}" for group in groups]
-        cells += [f"{table[method, kind].worst_gain_db:+.2f}" for kind in kinds]
-        cells += [f"{table[method, kind].ssim:.3f}" for kind in kinds]
-        lines.append(_line([method, *cells]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+        cells = [f"{found[method, group].psnr_db:.2f}" for group in groups]
+        cells += [f"{found[method, kind].worst_gain_db:+.2f}" for kind in kinds]
+        cells += [f"{found[method, kind].ssim:.3f}" for kind in kinds]
+        lines.append([method, *cells])
+    return table(["PSNR, dB", *head], lines)
 
 
 # ---------------------------------------------------------------------------------- measured stacks
@@ -351,14 +346,14 @@ def _window_image(step: Step, frames: np.ndarray) -> np.ndarray:
 def measured_table(scores: Mapping[str, Mapping[str, float]]) -> str:
     """Lay the scores of `measured_scores` out, S relative to the bicubic mean's."""
     head = ["measured", "RSP", "RSE, ADU", "odd/even", "S / S(mean)", "FRC, cycles/px"]
-    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    lines = []
     reference = scores[REFERENCE]["sharpness"]
     for method, each in scores.items():
         relative = each["sharpness"] / reference if reference else float("nan")
         cells = [f"{each['rsp']:.3f}", f"{each['rse_adu']:.3g}", f"{each['odd_even']:.3f}"]
         cells += [f"{relative:.2f}", f"{each['frc_cutoff_per_px']:.3f}"]
-        lines.append(_line([method, *cells]))
-    return "\n".join(lines) + "\n"
+        lines.append([method, *cells])
+    return table(head, lines)
 
 
 def read_window(path: Path) -> np.ndarray:
@@ -375,65 +370,6 @@ def read_window(path: Path) -> np.ndarray:
         if count < 4:
             raise UserError(f"{path} has {count} frames; at least 4 are needed: give a longer one.")
         return np.stack([stack.read(i) for i in range(max(0, count - frozen.FRAMES), count)])
-
-
-# ---------------------------------------------------------------------------------------- pictures
-
-
-def save_panel(path: Path, rows: Mapping[str, Images]) -> None:
-    """Draw images side by side: a row for each stack, a column for each method.
-
-    Parameters
-    ----------
-    path : Path
-        PNG to write.
-    rows : mapping of str to dict of str to ndarray
-        Row's name to column's name to image; all rows have the same columns.
-    """
-    from matplotlib.figure import Figure  # slow, and only this needs it
-
-    columns = list(next(iter(rows.values())))
-    figure = Figure(figsize=(3 * len(columns), 3.2 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(columns), squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis, column in zip(line, columns, strict=True):
-            image = images[column]
-            low, high = np.percentile(image, (1.0, 99.9))
-            axis.imshow(image, cmap="magma", vmin=low, vmax=high, interpolation="nearest")
-            axis.set_title(f"{name}\n{column}", fontsize=7)
-            axis.set_axis_off()
-    beside = path.with_suffix(".tmp")
-    figure.savefig(beside, format="png", dpi=100)
-    beside.replace(path)
-
-
-def panel_images(images: Images, steps: Mapping[str, Step]) -> Images:
-    """Choose what a picture shows: mean, deconvolution, and ours in window mode."""
-    ours = [f"{name}, window" for name in steps]
-    return {name: images[name] for name in (REFERENCE, DECONVOLUTION, *ours)}
-
-
-class Panels:
-    """Collects the first stack of every family of each kind for the pictures."""
-
-    def __init__(self, steps: Mapping[str, Step]) -> None:
-        self._steps = steps
-        self._rows: dict[str, dict[str, Images]] = {}
-        self._families: set[str] = set()
-
-    def keep(self, stack: FrozenStack, images: Images) -> None:
-        """Take a stack's images in, if its family is not there yet."""
-        recipe = stack.recipe
-        if recipe.family in self._families:
-            return
-        self._families.add(recipe.family)
-        shown = panel_images(images, self._steps) | {"truth": stack.target}
-        self._rows.setdefault(recipe.kind, {})[recipe.name] = shown
-
-    def save(self, folder: Path) -> None:
-        """Write ``panel-KIND.png`` for each kind."""
-        for kind, rows in self._rows.items():
-            save_panel(folder / f"panel-{kind}.png", rows)
 
 
 # ------------------------------------------------------------------------------------- command line
@@ -466,13 +402,6 @@ def load_steps(paths: Sequence[Path]) -> dict[str, Step]:
     return {step.name: step for step in steps}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text)
-    beside.replace(path)
-
-
 def report_frozen(
     steps: Mapping[str, Step], folder: Path, stream_frames: Sequence[int], cache: Path | None
 ) -> str:
@@ -489,10 +418,10 @@ def report_frozen(
         "scores": [asdict(each) for each in scores],
     }
     write_text(folder / "frozen.json", json.dumps(content, indent=1) + "\n")
-    table = markdown(rows)
-    write_text(folder / "frozen.md", f"Frozen test set {frozen.version_key()}.\n\n{table}")
+    text = markdown(rows)
+    write_text(folder / "frozen.md", f"Frozen test set {frozen.version_key()}.\n\n{text}")
     panels.save(folder)
-    return table
+    return text
 
 
 def report_measured(steps: Mapping[str, Step], folder: Path, path: Path) -> str:
@@ -509,12 +438,12 @@ def report_measured(steps: Mapping[str, Step], folder: Path, path: Path) -> str:
         "scores": scores,
     }
     write_text(folder / "measured.json", json.dumps(content, indent=1) + "\n")
-    table = measured_table(scores)
+    text = measured_table(scores)
     title = f"{path.name}, {len(frames)} frames, SHA-256 {sha256}.\n\n"
-    write_text(folder / "measured.md", title + table)
+    write_text(folder / "measured.md", title + text)
     shown = [REFERENCE, DECONVOLUTION, *(f"{name}, window" for name in steps)]
     save_panel(folder / "panel-measured.png", {path.name: {n: methods[n](frames) for n in shown}})
-    return title + table
+    return title + text
 
 
 def _frame_count(text: str) -> int:

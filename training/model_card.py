@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training import lattice, resolution, speed, sweeps
 from training.accuracy import stream_tables
 from training.evaluate import REFERENCE, Row, markdown
 
@@ -20,6 +21,7 @@ SHOWN = (
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
 )
 KINDS = ("thin", "continuous")
+PICTURES = ("resolution", "sweeps")  # beside the card, as learn2sofi-VERSION.NAME.png
 
 CARD = """\
 # {name} {version}
@@ -56,7 +58,7 @@ others its first 30. *Copies of the mean* and *shuffled in time*: the same witho
 | mode | mean difference, dB | worst stack, dB |
 |---|---:|---:|
 {int8}
-{accuracy}{measured}
+{accuracy}{further}{measured}
 ## Where not to trust it
 
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
@@ -163,6 +165,7 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         table=markdown(rows_of(evaluation)),
         int8=int8,
         accuracy=_accuracy(evaluation),
+        further=_further(evaluation, f"{manifest['name']}-{manifest['version']}"),
         measured=_measured(evaluation),
         chosen=_chosen(training),
         begun_with=_begun_with(training),
@@ -197,6 +200,21 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
     if "accuracy" not in evaluation:
         return ""
     return STREAMS.format(tables=stream_tables(evaluation["accuracy"]))
+
+
+def _further(evaluation: Mapping[str, Any], stem: str) -> str:
+    """Sections on resolution, sweeps, lattice and speed; of what was measured."""
+    pictures = {name: f"{stem}.{name}.png" for name in PICTURES}
+    parts = []
+    if "resolution" in evaluation:
+        parts.append(resolution.section(evaluation["resolution"], pictures["resolution"]))
+    if "sweeps" in evaluation:
+        parts.append(sweeps.section(evaluation["sweeps"], pictures["sweeps"]))
+    if "lattice" in evaluation:
+        parts.append(lattice.section(evaluation["lattice"]))
+    if "speed" in evaluation:
+        parts.append(speed.section(evaluation["speed"]))
+    return "".join(parts)
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
-from training import accuracy, evaluate, model_card
+from training import accuracy, evaluate, lattice, model_card, resolution, speed, sweeps
 from training.example import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
@@ -161,8 +162,9 @@ def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, fram
     frames : int
         Length of the longest stream, see `training.accuracy`.
     """
-    files = json.loads(manifest_path.read_text())["files"]
-    steps = evaluate.load_steps([manifest_path.with_name(f["file"]) for f in files.values()])
+    entries = json.loads(manifest_path.read_text())["files"]
+    files = {form: manifest_path.with_name(entry["file"]) for form, entry in entries.items()}
+    steps = evaluate.load_steps(list(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, evaluate.frozen.DEFAULT_CACHE)
     judged = None
@@ -170,12 +172,35 @@ def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, fram
         evaluate.report_measured(steps, folder, measured)
         judged = json.loads((folder / "measured.json").read_text())
     content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
+    content |= further(files, folder, measured)
     scores = accuracy.own_scores(folder / "frozen.json")
     found = accuracy.measure(manifest_path.parent, frames, os.cpu_count() or 1, scores)
     accuracy.report(found, folder)
     content["accuracy"] = accuracy.condensed(found)
     path = manifest_path.with_suffix(".evaluation.json")
     path.write_text(json.dumps(content, indent=None) + "\n")
+    for name in model_card.PICTURES:
+        shutil.copyfile(folder / f"{name}.png", manifest_path.with_suffix(f".{name}.png"))
+
+
+def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> dict[str, Any]:
+    """Measure resolution, sweeps, lattice and speed; their reports go into a folder too.
+
+    Returns
+    -------
+    dict
+        Name of the measurement to what it found.
+    """
+    models, workers = list(files.values()), os.cpu_count() or 1
+    found: dict[str, Any] = {
+        "resolution": resolution.measure(models, resolution.TRIALS, workers),
+        "sweeps": sweeps.measure(models, sweeps.STACKS, workers),
+        "lattice": lattice.measure(models, workers, measured),
+        "speed": speed.measure(files["int8"]),
+    }
+    for module in (resolution, sweeps, lattice, speed):
+        module.report(found[module.__name__.rpartition(".")[2]], folder)
+    return found
 
 
 def write_card(folder: Path) -> None:

@@ -64,7 +64,7 @@ class AskingStep:
 def test_every_input_is_filled():
     """Mutation: only frame and mean, so that a model of another kind ends in a KeyError."""
     step = AskingStep()
-    module._step_call(step, (17, 21))()
+    module.step_call(step, (17, 21))()
     image = (1, 20, 24, 1)
     assert step.size == (20, 24)
     assert step.shapes == {

@@ -1,10 +1,12 @@
 """The card's figures are computed, and blocks are replaced in place."""
 
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
 
-from training.model_card import int8_losses, replace_block
+from training.model_card import PICTURES, _further, int8_losses, replace_block
 
 
 def test_int8_losses_compare_stack_by_stack() -> None:
@@ -41,3 +43,26 @@ def test_a_page_without_the_block_is_refused(tmp_path: Path) -> None:
     page.write_text("no block\n")
     with pytest.raises(ValueError, match="no block scores"):
         replace_block(page, "scores", "x\n")
+
+
+def test_the_card_has_a_section_for_what_was_measured_and_none_for_what_was_not() -> None:
+    """Mutations: a section lost, a picture of another name, an old evaluation that breaks."""
+    content = {
+        "model": "m-int8",
+        "size_px": 128,
+        "step_cpu_ms": 0.5,
+        "original_window_cpu_ms": 100.0,
+        "original_over_step": 200.0,
+    }
+    stacks = {"base": {"photons": 100.0}, "stacks": 8}
+    text = _further({"speed": content, "sweeps": stacks}, "m-1")
+    assert "200 times" in text and "(m-1.sweeps.png)" in text
+    assert "Two lines" not in text
+    assert _further({}, "m-1") == ""
+
+
+def test_every_picture_is_one_that_a_measurement_writes() -> None:
+    """Mutation: a release that ends, after minutes, with a file that is not there."""
+    for name in PICTURES:
+        module = importlib.import_module(f"training.{name}")
+        assert f'"{name}.png"' in inspect.getsource(module.report)

@@ -7,16 +7,17 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 from device.model import embedded_manifest, load_step
-from training import frozen
+from training import frozen, lattice, resolution, speed, sweeps
 from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
-from training.release import manifest
+from training.release import further, manifest
 from training.release import sha256 as release_sha256
 from training.settings import TrainingSettings
 
@@ -192,3 +193,25 @@ def test_what_is_not_complete_is_refused_before_anything_is_written(
     assert release(run, "0.2.0", folder) == 2
     assert missing in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_the_card_is_measured_of_the_pair_that_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a measurement left out, the shipped model measured in its place, a lost report."""
+    files = {form: tmp_path / f"learn2sofi-9.0-{form}.tflite" for form in ("int8", "float32")}
+    measured, seen, reported = tmp_path / "stack.tif", [], []
+    for module in (resolution, sweeps, lattice, speed):
+
+        def measure(models: object, *options: object, module: ModuleType = module) -> str:
+            seen.append((module, models, options))
+            return module.__name__
+
+        monkeypatch.setattr(module, "measure", measure)
+        monkeypatch.setattr(module, "report", lambda content, folder: reported.append(content))
+    found = further(files, tmp_path, measured)
+    names = ("resolution", "sweeps", "lattice", "speed")
+    assert found == {name: f"training.{name}" for name in names}
+    assert reported == list(found.values())
+    assert [models for _, models, _ in seen] == [list(files.values())] * 3 + [files["int8"]]
+    assert measured in seen[2][2]
