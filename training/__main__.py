@@ -19,6 +19,7 @@ COMMANDS = {
     "resolution": "say from which distance on each method shows two lines apart, or one as two",
     "sweeps": "score against frames, photons, PSF width and fluctuation, one after the other",
     "lattice": "look for patterns of the network's own grid, and shift its input",
+    "location": "say how far from its place each method draws a single emitter",
     "speed": "time one int8 step against the architecture of the original",
     "accuracy": "say what int8 costs, and whether a stream stays what it was",
     "golden": "renew the windows that a device checks its accuracy with",

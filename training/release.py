@@ -21,7 +21,16 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR
-from training import accuracy, evaluate, lattice, model_card, resolution, speed, sweeps
+from training import (
+    accuracy,
+    evaluate,
+    lattice,
+    location,
+    model_card,
+    resolution,
+    speed,
+    sweeps,
+)
 from training.example import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
@@ -184,7 +193,7 @@ def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, fram
 
 
 def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> dict[str, Any]:
-    """Measure resolution, sweeps, lattice and speed; their reports go into a folder too.
+    """Measure resolution, sweeps, lattice, location and speed; their reports go into a folder too.
 
     Returns
     -------
@@ -196,9 +205,10 @@ def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> d
         "resolution": resolution.measure(models, resolution.TRIALS, workers),
         "sweeps": sweeps.measure(models, sweeps.STACKS, workers),
         "lattice": lattice.measure(models, workers, measured),
+        "location": location.measure(models, location.EMITTERS, workers),
         "speed": speed.measure(files["int8"]),
     }
-    for module in (resolution, sweeps, lattice, speed):
+    for module in (resolution, sweeps, lattice, location, speed):
         module.report(found[module.__name__.rpartition(".")[2]], folder)
     return found
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from device.model import embedded_manifest, load_step
-from training import frozen, lattice, resolution, speed, sweeps
+from training import frozen, lattice, location, resolution, speed, sweeps
 from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
@@ -201,7 +201,7 @@ def test_the_card_is_measured_of_the_pair_that_is_released(
     """Catches a measurement left out, the shipped model measured in its place, a lost report."""
     files = {form: tmp_path / f"learn2sofi-9.0-{form}.tflite" for form in ("int8", "float32")}
     measured, seen, reported = tmp_path / "stack.tif", [], []
-    for module in (resolution, sweeps, lattice, speed):
+    for module in (resolution, sweeps, lattice, location, speed):
 
         def measure(models: object, *options: object, module: ModuleType = module) -> str:
             seen.append((module, models, options))
@@ -210,8 +210,8 @@ def test_the_card_is_measured_of_the_pair_that_is_released(
         monkeypatch.setattr(module, "measure", measure)
         monkeypatch.setattr(module, "report", lambda content, folder: reported.append(content))
     found = further(files, tmp_path, measured)
-    names = ("resolution", "sweeps", "lattice", "speed")
+    names = ("resolution", "sweeps", "lattice", "location", "speed")
     assert found == {name: f"training.{name}" for name in names}
     assert reported == list(found.values())
-    assert [models for _, models, _ in seen] == [list(files.values())] * 3 + [files["int8"]]
+    assert [models for _, models, _ in seen] == [list(files.values())] * 4 + [files["int8"]]
     assert measured in seen[2][2]
