@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CALIBRATION_FRAMES = 100
 _READ_TIMEOUT_S = 0.25
 _SILENCE_S = 5.0
+_VERDICTS = {True: "ok   ", False: "WRONG", None: "?    "}
 
 LoadSettings = Callable[..., "Settings"]
 MakeCamera = Callable[["Settings"], Camera]
@@ -220,8 +221,8 @@ def _check(options: argparse.Namespace, settings: Settings, make_camera: MakeCam
 
     findings = _examine_model(settings) if options.accuracy else examine(settings, make_camera)
     for finding in findings:
-        sys.stdout.write(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}\n")
-    wrong = sum(not finding.good for finding in findings)
+        sys.stdout.write(f"{_VERDICTS[finding.good]} {finding.text}\n")
+    wrong = sum(finding.good is False for finding in findings)
     if wrong:
         raise FaultError(
             f"{wrong} of {len(findings)} checks found something wrong; expected none; do what "
