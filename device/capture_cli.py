@@ -57,6 +57,7 @@ def add_commands(
 
     record = command("record", "record raw frames", _record)
     record.add_argument("target", type=Path, metavar="OUT.ome.tif")
+    record.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     length = record.add_mutually_exclusive_group()
     length.add_argument("--frames", type=_count, metavar="N", help="number of frames")
     length.add_argument("--seconds", type=_seconds, metavar="S", help="length in s")
@@ -132,6 +133,7 @@ def _record(options: argparse.Namespace, settings: Settings, make_camera: MakeCa
             pixel_size_um=microscope.pixel_size_um(camera),
             annotations={**facts_of(camera), **microscope.notes()},
             interval_s=camera.frame_interval_s,
+            overwrite=options.overwrite,
         )
         try:
             _feed(recorder.add, camera, options, stop)

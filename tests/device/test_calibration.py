@@ -173,6 +173,20 @@ def test_record_leaves_frames_uncorrected(bench, tmp_path, monkeypatch):
     np.testing.assert_array_equal(tifffile.imread(target), tifffile.imread(bench / "sample.tif"))
 
 
+def test_record_replaces_nothing_unless_it_is_told_to(bench, tmp_path, capsys):
+    """Mutation: an hour's recording lost to a name that was given twice."""
+    target = tmp_path / "raw.ome.tif"
+    target.write_bytes(b"an hour")
+    options = ["--camera", f"replay:{bench / 'sample.tif'}", "--fps", "2000", "--frames", "5"]
+    assert cli.main(["record", str(target), *options]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "is there already" in sentence
+    assert "--overwrite" in sentence
+    assert target.read_bytes() == b"an hour"
+    assert cli.main(["record", str(target), "--overwrite", *options]) == 0
+    assert tifffile.imread(target).shape == (5, *SHAPE)
+
+
 def test_exactly_the_hot_pixels_are_found(bench):
     """Mutations: the brightest of the noise taken for hot; a threshold that no pixel passes."""
     hot = calibration.load(bench / "calibration").hot
