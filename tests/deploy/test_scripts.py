@@ -480,6 +480,30 @@ def test_every_command_of_the_pages_is_there():
         assert named <= targets, name
 
 
+def dry_run(target):
+    """Say what a target would do."""
+    command = ["make", "--dry-run", "--always-make", target]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_the_camera_tests_kill_their_mutants_too():
+    """Mutation: `make test-camera` is green with tests that can no longer fail."""
+    (line,) = (line for line in dry_run("test-camera") if "test_camera_mutants.py" in line)
+    assert (REPOSITORY / line.split()[-1]).is_file()
+
+
+def test_the_deploy_tests_say_how_long_they_took(tmp_path):
+    """Mutation: nobody sees when they outgrow their ten minutes."""
+    lines = dry_run("test-deploy")
+    began = next(line for line in lines if "date +%s >" in line)
+    done = subprocess.run(
+        ["sh", "-euc", f"{began}\n{lines[-1]}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.fullmatch(r"make test-deploy took \d+ s\n", done.stdout), done.stderr
+
+
 def commands_of(page):
     """Find the lines of a page that call the command, each as its arguments."""
     text = (REPOSITORY / "docs" / page).read_text()
