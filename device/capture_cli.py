@@ -211,7 +211,12 @@ def _measured_dark(folder: Path, shape: tuple[int, int]) -> Any:
             "and run `learn2sofi calibrate dark` first"
         )
     measured = calibration.load(folder, flat=False)
-    measured.check(shape)
+    if measured.shape != shape:
+        raise calibration.CalibrationError(
+            f"{folder}: the dark frame was measured at {measured.shape} px, the frames have "
+            f"{shape}; expected the same for the flat field; cover the camera and run `learn2sofi "
+            "calibrate dark` with these settings, or go back to those of the dark frame"
+        )
     return measured
 
 

@@ -259,6 +259,21 @@ def test_flat_needs_dark_first(tmp_path, bench, capsys):
     assert "calibrate dark" in capsys.readouterr().err
 
 
+def test_flat_needs_dark_of_the_same_shape(tmp_path, bench, capsys):
+    """Mutations: a fault (1), and the live image's advice, which is no help with a flat field."""
+    dark = np.full((24, 32), 64, np.float32)
+    calibration.save_dark(tmp_path, dark, dark > 100, {})
+    source = f"replay:{bench / 'sample.tif'}"
+    options = ["--camera", source, "--calibration", str(tmp_path)]
+    assert cli.main(["calibrate", "flat", *options]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "(24, 32)" in sentence
+    assert f"{SHAPE}" in sentence
+    assert "`learn2sofi calibrate dark` with these settings" in sentence
+    assert "set dark and flat to false" not in sentence
+    assert not (tmp_path / calibration.FLAT_FILE).exists()
+
+
 def test_an_empty_folder_is_refused(tmp_path):
     """Mutation: a misspelt folder taken for no calibration."""
     with pytest.raises(CalibrationError, match="holds no calibration"):
