@@ -69,16 +69,19 @@ test-arm: setup-dev ## the shipped int8 file on 64-bit Arm (emulated), and in bo
 	$(BIN)/pytest -m arm tests/arm
 
 .PHONY: test-camera
-test-camera: ## the daemon on libcamera's virtual camera, in a Debian 13 root
+test-camera: $(VENV)/.setup-test ## the daemon on libcamera's virtual camera, in a Debian 13 root
+	$(BIN)/pytest --noconftest tests/device/test_camera_mutants.py
 	tests/camera/run
 
 .PHONY: test-deploy
 test-deploy: $(VENV)/.setup-test ## `make deploy` to a real systemd in a container (needs root or sudo)
+	@mkdir -p build && date +%s >build/test-deploy.began
 	tests/deploy/may-mount
 	tests/deploy/build-root build/deploy/root
 	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine $$(uname -m) \
 	  --python $$(tests/deploy/python-of build/deploy/root)
 	$(SUDO) env CI=$(CI) $(BIN)/pytest -m deploy --log-cli-level=INFO tests/deploy
+	@echo "make test-deploy took $$(($$(date +%s) - $$(cat build/test-deploy.began))) s"
 
 .PHONY: test-deploy-arm
 test-deploy-arm: $(VENV)/.setup-test ## the same into emulated 64-bit Arm, up to the first reconstruction (slow)

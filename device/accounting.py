@@ -64,6 +64,11 @@ class Accounts:
         self.captured += 1
         self.skipped += 1
 
+    @property
+    def unusable(self) -> int:
+        """Frames that were discarded as they came, before any step."""
+        return sum(self.discarded.values()) - self.discarded["failed"]
+
     def discard(self, reason: str) -> None:
         """Count a frame that cannot be used; the reason is one of `REASONS`."""
         self.captured += 1

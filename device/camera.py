@@ -104,6 +104,11 @@ class Described(Protocol):
         """Tell how it is set up, for the metadata of what it delivers; known after `open`."""
 
 
+def is_recorded(camera: Camera) -> bool:
+    """Tell whether a camera plays a recording, which is the same however often it is opened."""
+    return bool(getattr(camera, "recorded", False))
+
+
 def facts_of(camera: Camera) -> dict[str, object]:
     """Tell what a camera knows of itself, its name first.
 

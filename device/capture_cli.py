@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CALIBRATION_FRAMES = 100
 _READ_TIMEOUT_S = 0.25
 _SILENCE_S = 5.0
+_VERDICTS = {True: "ok   ", False: "WRONG", None: "?    "}
 
 LoadSettings = Callable[..., "Settings"]
 MakeCamera = Callable[["Settings"], Camera]
@@ -56,6 +57,7 @@ def add_commands(
 
     record = command("record", "record raw frames", _record)
     record.add_argument("target", type=Path, metavar="OUT.ome.tif")
+    record.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     length = record.add_mutually_exclusive_group()
     length.add_argument("--frames", type=_count, metavar="N", help="number of frames")
     length.add_argument("--seconds", type=_seconds, metavar="S", help="length in s")
@@ -131,6 +133,7 @@ def _record(options: argparse.Namespace, settings: Settings, make_camera: MakeCa
             pixel_size_um=microscope.pixel_size_um(camera),
             annotations={**facts_of(camera), **microscope.notes()},
             interval_s=camera.frame_interval_s,
+            overwrite=options.overwrite,
         )
         try:
             _feed(recorder.add, camera, options, stop)
@@ -208,7 +211,12 @@ def _measured_dark(folder: Path, shape: tuple[int, int]) -> Any:
             "and run `learn2sofi calibrate dark` first"
         )
     measured = calibration.load(folder, flat=False)
-    measured.check(shape)
+    if measured.shape != shape:
+        raise calibration.CalibrationError(
+            f"{folder}: the dark frame was measured at {measured.shape} px, the frames have "
+            f"{shape}; expected the same for the flat field; cover the camera and run `learn2sofi "
+            "calibrate dark` with these settings, or go back to those of the dark frame"
+        )
     return measured
 
 
@@ -220,8 +228,8 @@ def _check(options: argparse.Namespace, settings: Settings, make_camera: MakeCam
 
     findings = _examine_model(settings) if options.accuracy else examine(settings, make_camera)
     for finding in findings:
-        sys.stdout.write(f"{'ok   ' if finding.good else 'WRONG'} {finding.text}\n")
-    wrong = sum(not finding.good for finding in findings)
+        sys.stdout.write(f"{_VERDICTS[finding.good]} {finding.text}\n")
+    wrong = sum(finding.good is False for finding in findings)
     if wrong:
         raise FaultError(
             f"{wrong} of {len(findings)} checks found something wrong; expected none; do what "

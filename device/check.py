@@ -42,6 +42,13 @@ _THROTTLED = {
     2: "the processor is throttled: cool it",
     3: "the processor is at its soft temperature limit: cool it",
 }
+# A Pi 4 names the node soc:firmware, a Pi 5 soc@107c000000:firmware; newer kernels have no such
+# file at all, and the firmware is asked through /dev/vcio_gencmd or, before it came, /dev/vcio.
+_THROTTLED_FILES = "sys/devices/platform/soc*/soc*:firmware/get_throttled"
+_UNREADABLE = (
+    "power and heat: cannot be read; expected the firmware of a Raspberry Pi to answer; on one, "
+    "see what `vcgencmd get_throttled` says to the same user, who must be in group video"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,13 @@ class Finding:
 
     Attributes
     ----------
-    good : bool
-        True if nothing is wrong with it.
+    good : bool or None
+        True if nothing is wrong with it; None if that cannot be known.
     text : str
         What was found, and what to do where it is wrong.
     """
 
-    good: bool
+    good: bool | None
     text: str
 
 
@@ -78,12 +85,9 @@ def examine(settings: Settings, make_camera: Callable[[Settings], Camera]) -> li
     findings = []
     frame = find_frame(settings, make_camera)
     if settings.camera == "picamera2":
-        findings += [find_device(ROOT), find_users(ROOT, frame.good)]
+        findings += [find_device(ROOT), find_users(ROOT, bool(frame.good))]
         findings += [find_cma(ROOT, settings.camera_size)]
-    throttled = read_throttled(ROOT)
-    if throttled is not None:
-        findings += find_throttling(throttled)
-    return [*findings, frame]
+    return [*findings, *find_throttling(read_throttled(ROOT)), frame]
 
 
 def find_device(root: Path) -> Finding:
@@ -199,7 +203,7 @@ def _cma_overlay(needed_kib: int) -> int:
 
 
 def read_throttled(root: Path = ROOT) -> int | None:
-    """Read the firmware's flags of heat and power; None where there are none, off a Pi.
+    """Read the firmware's flags of heat and power; None where it does not tell, as off a Pi.
 
     Parameters
     ----------
@@ -211,11 +215,20 @@ def read_throttled(root: Path = ROOT) -> int | None:
     int or None
         Bits 0 to 3: now; 16 to 19: since the start.
     """
-    file = root / "sys/devices/platform/soc/soc:firmware/get_throttled"
+    for file in sorted(root.glob(_THROTTLED_FILES)):
+        try:
+            return int(file.read_text(), 16)
+        except (OSError, ValueError):
+            continue
+    return _ask_firmware() if root == ROOT else None
+
+
+def is_pi(root: Path = ROOT) -> bool:
+    """Tell whether this machine calls itself a Raspberry Pi."""
     try:
-        return int(file.read_text(), 16)
-    except (OSError, ValueError):
-        return _ask_firmware() if root == ROOT else None
+        return "Raspberry Pi" in (root / "proc/device-tree/model").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 def _ask_firmware() -> int | None:
@@ -232,14 +245,16 @@ def _ask_firmware() -> int | None:
         return None
 
 
-def find_throttling(flags: int) -> list[Finding]:
+def find_throttling(flags: int | None) -> list[Finding]:
     """Name each flag of heat and power.
 
     Parameters
     ----------
-    flags : int
+    flags : int or None
         From `read_throttled`.
     """
+    if flags is None:
+        return [Finding(None, _UNREADABLE)]
     wrong = []
     for bit, text in _THROTTLED.items():
         if flags >> bit & 1:
@@ -258,6 +273,8 @@ class Warden:
         Reads the flags, see `read_throttled`.
     clock : callable
         Monotonic time in s.
+    is_pi : callable
+        Tells whether there ought to be flags.
     """
 
     PERIOD_S = 5.0
@@ -266,23 +283,30 @@ class Warden:
         self,
         read: Callable[[], int | None] = read_throttled,
         clock: Callable[[], float] = time.monotonic,
+        is_pi: Callable[[], bool] = is_pi,
     ) -> None:
         self._read = read
         self._clock = clock
+        self._is_pi = is_pi
         self._lock = threading.Lock()
         self._asked_s: float | None = None
         self._warnings: list[str] = []
 
     def warnings(self) -> list[str]:
-        """Say what is or was wrong with power and temperature; empty where nothing is."""
+        """Say what is or was wrong with power and temperature; empty where nothing is.
+
+        That it cannot be read is said on a Pi alone: elsewhere nobody expects it.
+        """
         with self._lock:
             now_s = self._clock()
             if self._asked_s is None or now_s - self._asked_s >= self.PERIOD_S:
                 self._asked_s = now_s
-                flags = self._read()
-                found = [] if flags is None else find_throttling(flags)
-                self._warnings = [finding.text for finding in found if not finding.good]
+                found = find_throttling(self._read())
+                self._warnings = [finding.text for finding in found if self._matters(finding)]
             return list(self._warnings)
+
+    def _matters(self, finding: Finding) -> bool:
+        return self._is_pi() if finding.good is None else not finding.good
 
 
 def find_frame(settings: Settings, make_camera: Callable[[Settings], Camera]) -> Finding:

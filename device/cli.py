@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -58,8 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None and not debug:
         sys.excepthook = _one_sentence
         threading.excepthook = _log_thread_fault
+    # Before anything else, as the daemon may be told to stop while it still starts.
+    with _Stopper() if _command_of(arguments) == "run" else nullcontext() as stopper:
+        return _do(arguments, debug, stopper)
+    return 0  # it was
+
+
+def _command_of(arguments: Sequence[str]) -> str | None:
+    """Find the command's name: no option that may stand before it has a value."""
+    return next((text for text in arguments if not text.startswith("-")), None)
+
+
+def _do(arguments: Sequence[str], debug: bool, stopper: _Stopper | None) -> int:
     try:
-        options = _parser().parse_args(arguments)
+        options = _parser().parse_args(arguments, argparse.Namespace(stopper=stopper))
         _set_up_logging("debug" if debug else "info")
         options.command(options)
         sys.stdout.flush()  # to a pipe, this is where its reader turns out to have left
@@ -307,15 +320,23 @@ def _run(options: argparse.Namespace) -> None:
     settings = _settings(options, loop=False if options.once else None)
     if not options.debug:
         _set_up_logging(settings.log_level)
-    with _Stopper() as stopper:
-        _serve(settings, stopper, once=options.once)
+    _serve(settings, options.stopper, once=options.once)
+
+
+class _Stopped(BaseException):
+    """The daemon was told to stop while it was starting."""
 
 
 class _Stopper:
-    """Turns SIGTERM and SIGINT into an event, from before the camera opens until it is closed."""
+    """Turns SIGTERM and SIGINT into an event, and before `wait` into the end of the start."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
+        self._raises = True
+
+    def wait(self) -> None:
+        """Have a signal set the event and do no more: from now on somebody looks at it."""
+        self._raises = False
 
     def __enter__(self) -> Self:
         self._before = {
@@ -328,10 +349,14 @@ class _Stopper:
         if not self.event.is_set():
             log.info("stopping on %s", signal.Signals(number).name)
         self.event.set()
+        if self._raises:
+            raise _Stopped
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._raises = False
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        return kind is _Stopped
 
 
 def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
@@ -356,6 +381,7 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             _say_ready(address)
             heartbeat.ready(address)
 
+        stopper.wait()
         pipeline.start()
         try:
             threading.Thread(

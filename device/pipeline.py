@@ -38,6 +38,7 @@ from device.camera import (
     CameraTimeout,
     EndOfStream,
     Frame,
+    is_recorded,
 )
 from device.model import ModelError, Step
 from device.preparation import Preparation
@@ -54,6 +55,7 @@ _KEEPS_UP = 0.9
 _READ_TIMEOUT_S = 0.25
 _GAP_S = 1.0
 _OPEN_DEADLINE_S = 10.0
+_NO_FRAME = "no_frame"
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,10 +452,11 @@ class Pipeline:
         """Give a number that grows as long as the pipeline gets on, and stands still when it hangs.
 
         It counts frames processed and attempts to open the camera that ended, well or not, within
-        their deadline.
+        their deadline; of a recording, which is not opened again, the unusable frames too.
         """
         with self._changed:
-            return self._accounts.processed + self._attempts
+            played = self._accounts.unusable if is_recorded(self._camera) else 0
+            return self._accounts.processed + self._attempts + played
 
     def longest_pause_s(self) -> float:
         """Longest time in s for which `progress` may stand still although nothing hangs."""
@@ -581,18 +584,25 @@ class Pipeline:
         quiet_since_s = self._clock()
         self._reopening.clear()
         while not self._stopping.is_set() and not self._reopening.is_set():
-            try:
-                frame = self._camera.read(_READ_TIMEOUT_S)
-            except CameraTimeout as error:
-                if self._clock() - quiet_since_s > self._patience_s():
-                    raise self._silence() from error
-                continue
-            quiet_since_s = self._clock()
-            self._admit(frame, intake)
+            wrong = self._read_one(intake)
+            # Opened again, a recording would lead to the same frames again, and never past them.
+            if wrong is None or (wrong != _NO_FRAME and is_recorded(self._camera)):
+                quiet_since_s = self._clock()
+            elif self._clock() - quiet_since_s > self._patience_s():
+                raise self._silence(wrong)
 
-    def _silence(self) -> CameraTimeout:
+    def _read_one(self, intake: _Intake) -> str | None:
+        """Take in a frame; say what was wrong with it or that none came, None for a usable one."""
+        try:
+            frame = self._camera.read(_READ_TIMEOUT_S)
+        except CameraTimeout:
+            return _NO_FRAME
+        return self._admit(frame, intake)
+
+    def _silence(self, wrong: str) -> CameraTimeout:
+        what = "no frame" if wrong == _NO_FRAME else f"no usable frame (discarded: {wrong})"
         return CameraTimeout(
-            f"{self._camera.name} gave no frame within {self._patience_s():g} s; expected one "
+            f"{self._camera.name} gave {what} within {self._patience_s():g} s; expected one "
             f"every {self._era.interval_s:.3g} s; look at its cable and at `learn2sofi check`"
         )
 
@@ -620,8 +630,8 @@ class Pipeline:
             )
         return _Intake(shape, interval_s)
 
-    def _admit(self, frame: Frame, intake: _Intake) -> None:
-        """Queue a frame or discard it."""
+    def _admit(self, frame: Frame, intake: _Intake) -> str | None:
+        """Queue a frame, or discard it and say why."""
         now_s = self._clock()
         for tap in self._taps:
             tap(frame)
@@ -630,12 +640,13 @@ class Pipeline:
             self._accounts.missed += intake.missed_before(frame)
             if reason:
                 self._accounts.discard(reason)
-                return
+                return reason
             self._era = self._era.after(intake.join(frame))
             self._last_arrival_s = now_s
             self._camera_rate.tick(now_s)
             self._enqueue(_Arrival(frame, now_s, self._era))
         self._set_camera_error(None)
+        return None
 
     def _enqueue(self, arrival: _Arrival) -> None:
         self._queue.append(arrival)

@@ -16,7 +16,7 @@ import tifffile
 
 from device.camera import Frame, facts_of
 from device.errors import FaultError, UserError
-from device.ometiff import NAMESPACE, check_output, whole_or_nothing
+from device.ometiff import NAMESPACE, OutputError, check_output, whole_or_nothing
 from device.ring_buffer import missed_between
 
 if TYPE_CHECKING:
@@ -52,11 +52,13 @@ class Recorder:
         not known.
     waiting_bytes : int
         Frames that may wait for the disk, in bytes.
+    overwrite : bool
+        Whether a file that is there already may be replaced.
 
     Raises
     ------
     OutputError
-        The path cannot be written to.
+        The path cannot be written to, or holds a file that is not to be replaced.
     """
 
     def __init__(
@@ -67,8 +69,11 @@ class Recorder:
         annotations: Mapping[str, object] | None = None,
         interval_s: float = 0.0,
         waiting_bytes: int = WAITING_BYTES,
+        overwrite: bool = False,
     ) -> None:
         check_output(path)
+        if not overwrite:
+            _refuse_existing(path)
         self.path = path
         self._pixel_size_um = pixel_size_um
         self._annotations = dict(annotations or {})
@@ -230,6 +235,15 @@ class Recorder:
             **_pixel_size(self._pixel_size_um),
         )
         return xml.tostring(declaration=True)
+
+
+def _refuse_existing(path: Path) -> None:
+    """Refuse to replace what was measured: it cannot be made again."""
+    if path.exists():
+        raise OutputError(
+            f"{path}: is there already; expected a new name, for what was measured cannot be made "
+            "again; choose another, or give --overwrite"
+        )
 
 
 def _without_image(frame: Frame) -> Frame:

@@ -39,6 +39,8 @@ class ReplayCamera:
         Sleeps for a time in s; default waits so that `close` ends it.
     """
 
+    recorded = True
+
     def __init__(
         self,
         path: Path | str,

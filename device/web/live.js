@@ -6,11 +6,11 @@ import { gradient, lookup } from "./colour.js";
 import { Panel } from "./panel.js";
 import { Recording } from "./recording.js";
 import { LiveSocket } from "./socket.js";
-import { isCameraLost, troubleOf, writeStatus, writeTrouble } from "./status.js";
+import { LOST_S, SLOW_S, isCameraLost, troubleOf, writeStatus, writeTrouble } from "./status.js";
 
 const STATE_EVERY_MS = 500;
 const CONTROLS_EVERY_MS = 1000;
-const SILENCE_MS = 3000;
+const RATE_OVER_MS = 3000;
 const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction)
 
 const stage = document.getElementById("stage");
@@ -21,6 +21,7 @@ let waitingSince_ms = 0;
 let table = lookup("grey");
 let state = null;
 let stateTime_ms = performance.now();
+let asked_ms = null; // since when the daemon owes an answer about its state
 let resultTime_ms = performance.now(); // when the daemon last had another result, or no frames for one
 let connected = true; // until the socket says otherwise
 let owed = 0; // results received and not yet paid for with credit
@@ -69,15 +70,16 @@ function setAspect({ width, height }) {
 
 function screenRate() {
   const now_ms = performance.now();
-  drawn_ms = drawn_ms.filter((time_ms) => now_ms - time_ms < SILENCE_MS);
+  drawn_ms = drawn_ms.filter((time_ms) => now_ms - time_ms < RATE_OVER_MS);
   return drawn_ms.length < 2 ? 0 : (1000 * (drawn_ms.length - 1)) / (now_ms - drawn_ms[0]);
 }
 
 // --- state --------------------------------------------------------------------------------------
 
 async function readState() {
+  asked_ms ??= performance.now();
   try {
-    const answer = await fetch("api/state", { signal: AbortSignal.timeout(SILENCE_MS) });
+    const answer = await fetch("api/state", { signal: AbortSignal.timeout(1000 * LOST_S) });
     if (answer.ok) show(await answer.json());
     if (answer.status === 401) location.reload(); // the login form comes instead of the page
   } catch (error) {
@@ -90,6 +92,7 @@ async function readState() {
 
 function show(news) {
   stateTime_ms = performance.now();
+  asked_ms = null;
   if (news.reconstructions !== state?.reconstructions || isCameraLost(news)) resultTime_ms = stateTime_ms;
   state = news;
   writeStatus(state, screenRate());
@@ -99,10 +102,10 @@ function show(news) {
 }
 
 function showTrouble() {
-  const silent = performance.now() - stateTime_ms > SILENCE_MS;
+  const silent_s = asked_ms === null ? 0 : (performance.now() - asked_ms) / 1000;
   const empty = [...panels.values()].every((panel) => panel.empty);
-  document.body.classList.toggle("stale", !connected || silent);
-  writeTrouble(stage, troubleOf(state, connected && !silent, empty, (stateTime_ms - resultTime_ms) / 1000));
+  document.body.classList.toggle("stale", !connected || silent_s > SLOW_S);
+  writeTrouble(stage, troubleOf(state, connected, empty, (stateTime_ms - resultTime_ms) / 1000, silent_s));
 }
 
 // --- choices ------------------------------------------------------------------------------------
@@ -202,3 +205,4 @@ setColour(["magenta", "viridis"].find((name) => name === localStorage.getItem("c
 setLayout("all");
 readState();
 readControls();
+setInterval(showTrouble, STATE_EVERY_MS); // an answer that does not come calls nobody

@@ -2,6 +2,8 @@
 
 import { sentence } from "./api.js";
 
+export const SLOW_S = 3; // without an answer; a daemon that is busy, or asleep
+export const LOST_S = 20; // without an answer: nobody there, though nothing closed the socket
 const PATIENCE_S = 2;
 const INTERVALS = 10;
 
@@ -39,9 +41,10 @@ function writeWarnings(warnings) {
   write("warnings", warnings.map(sentence).join(" "), true);
 }
 
-/** Say what stands between the user and a live image, or null; stalled_s: time without a new result. */
-export function troubleOf(state, connected, empty, stalled_s = 0) {
-  if (!connected) return trouble("lost", "Connection lost", empty ? "Trying again." : "This is the last picture that came. Trying again.");
+/** Say what stands between the user and a live image, or null; stalled_s: time without a new result, silent_s: without an answer. */
+export function troubleOf(state, connected, empty, stalled_s = 0, silent_s = 0) {
+  if (!connected || silent_s > LOST_S) return trouble("lost", "Connection lost", empty ? "Trying again." : "This is the last picture that came. Trying again.");
+  if (silent_s > SLOW_S) return trouble("slow", "Slow answer", `The microscope has not said for ${Math.round(silent_s)} s how it is; it may be busy.`);
   if (!state) return trouble("wait", "Connecting", "");
   if (state.ended) return trouble("wait", "End of the recording", "This is the last picture.");
   if (isCameraLost(state)) return trouble("lost", cameraTitle(state), cameraDetail(state));

@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
+from device.access import MIN_TOKEN_CHARS
+from device.cli import _parser
+from device.settings import Settings
 
 from .machine import Machine
 
@@ -433,10 +438,14 @@ def unit(name):
 
 
 def test_the_unit_lets_the_camera_in_and_nothing_else():
-    """Mutation: a class of devices is lost, which a machine without camera cannot miss."""
+    """Mutation: a class of devices is lost, which a machine without camera cannot miss.
+
+    Or one of the firmware's two, by which the page knows of heat and power.
+    """
     found = unit("learn2sofi.service")
     assert found["DevicePolicy"] == ["closed"]
     assert sorted(found["DeviceAllow"]) == [
+        *("/dev/vcio rw", "/dev/vcio_gencmd rw"),
         *("char-dma_heap rw", "char-media rw", "char-video4linux rw"),
     ]
     assert found["IPAddressDeny"] == ["any"]
@@ -469,6 +478,95 @@ def test_every_command_of_the_pages_is_there():
         named = set(re.findall(r"(?:^ {4}|`)make ([a-z-]+)", text, re.M))
         assert named
         assert named <= targets, name
+
+
+def dry_run(target):
+    """Say what a target would do."""
+    command = ["make", "--dry-run", "--always-make", target]
+    return subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_the_camera_tests_kill_their_mutants_too():
+    """Mutation: `make test-camera` is green with tests that can no longer fail."""
+    (line,) = (line for line in dry_run("test-camera") if "test_camera_mutants.py" in line)
+    assert (REPOSITORY / line.split()[-1]).is_file()
+
+
+def test_the_deploy_tests_say_how_long_they_took(tmp_path):
+    """Mutation: nobody sees when they outgrow their ten minutes."""
+    lines = dry_run("test-deploy")
+    began = next(line for line in lines if "date +%s >" in line)
+    done = subprocess.run(
+        ["sh", "-euc", f"{began}\n{lines[-1]}"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.fullmatch(r"make test-deploy took \d+ s\n", done.stdout), done.stderr
+
+
+def commands_of(page):
+    """Find the lines of a page that call the command, each as its arguments."""
+    text = (REPOSITORY / "docs" / page).read_text()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words and words[0].rpartition("/")[2] == "learn2sofi":
+                yield words
+
+
+@pytest.mark.parametrize(
+    ("page", "kinds"),
+    [
+        ("pi.md", {"config", "check", "calibrate", "record"}),
+        ("hardware.md", {"calibrate"}),
+    ],
+)
+def test_the_commands_of_a_page_can_be_given(page, kinds):
+    """Mutation: an option that does not exist, or not any more."""
+    commands = list(commands_of(page))
+    assert {words[1] for words in commands} == kinds
+    for words in commands:
+        _parser().parse_args(words[1:])
+
+
+def test_calibrating_on_a_pi_leads_to_the_service():
+    """Mutations: the camera is still held; another release, user, file or folder than its own."""
+    installed = load("on_device")
+    page = (REPOSITORY / "docs" / "pi.md").read_text()
+    (block,) = (b for b in re.findall(r"```sh\n(.*?)```", page, re.S) if "calibrate dark" in b)
+    first, *_, last = block.splitlines()
+    assert first.endswith(f"systemctl stop {installed.USER}")
+    assert last.endswith(f"systemctl start {installed.USER}")
+    program = f"{installed.CURRENT}/bin/learn2sofi"
+    assert f"learn2sofi='sudo -u {installed.USER} {program}'" in block
+    for words in commands_of("pi.md"):
+        assert words[words.index("--config") + 1] == str(installed.CONFIG)
+        for word in words[2:]:
+            assert (
+                not word.startswith("/")
+                or word == str(installed.CONFIG)
+                or (Path(word).is_relative_to(installed.STATE_DIR))
+            )
+    assert f'`calibration = "{installed.STATE_DIR}/calibration"`' in page
+
+
+def test_the_step_to_the_camera_is_one(tmp_path):
+    """Mutation: the newcomer does as the page says and sees the demo stack all the same."""
+    page = (REPOSITORY / "docs" / "pi.md").read_text()
+    (command,) = re.findall(r"^ssh \S+ (\".*sed.*\")", page, re.M)
+    (remote,) = shlex.split(command)
+    config = tmp_path / "config.toml"
+    shutil.copy(SYSTEMD / "config.toml", config)
+    here = remote.replace("/etc/learn2sofi/config.toml", str(config)).removeprefix("sudo ")
+    for _ in range(2):  # done twice, it is no other
+        subprocess.run(["sh", "-c", here], check=True)
+        assert Settings.load(config).camera == "picamera2"
+
+
+def test_the_page_says_how_long_a_token_is():
+    """Mutation: a length that the daemon refuses."""
+    page = (REPOSITORY / "docs" / "pi.md").read_text()
+    assert f"at least {MIN_TOKEN_CHARS} characters" in " ".join(page.split())
 
 
 # --- where the deploy's own tests cannot run ------------------------------------------------------

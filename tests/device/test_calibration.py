@@ -173,6 +173,20 @@ def test_record_leaves_frames_uncorrected(bench, tmp_path, monkeypatch):
     np.testing.assert_array_equal(tifffile.imread(target), tifffile.imread(bench / "sample.tif"))
 
 
+def test_record_replaces_nothing_unless_it_is_told_to(bench, tmp_path, capsys):
+    """Mutation: an hour's recording lost to a name that was given twice."""
+    target = tmp_path / "raw.ome.tif"
+    target.write_bytes(b"an hour")
+    options = ["--camera", f"replay:{bench / 'sample.tif'}", "--fps", "2000", "--frames", "5"]
+    assert cli.main(["record", str(target), *options]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "is there already" in sentence
+    assert "--overwrite" in sentence
+    assert target.read_bytes() == b"an hour"
+    assert cli.main(["record", str(target), "--overwrite", *options]) == 0
+    assert tifffile.imread(target).shape == (5, *SHAPE)
+
+
 def test_exactly_the_hot_pixels_are_found(bench):
     """Mutations: the brightest of the noise taken for hot; a threshold that no pixel passes."""
     hot = calibration.load(bench / "calibration").hot
@@ -243,6 +257,21 @@ def test_flat_needs_dark_first(tmp_path, bench, capsys):
     options = ["--camera", source, "--calibration", str(tmp_path / "none")]
     assert cli.main(["calibrate", "flat", *options]) == 2
     assert "calibrate dark" in capsys.readouterr().err
+
+
+def test_flat_needs_dark_of_the_same_shape(tmp_path, bench, capsys):
+    """Mutations: a fault (1), and the live image's advice, which is no help with a flat field."""
+    dark = np.full((24, 32), 64, np.float32)
+    calibration.save_dark(tmp_path, dark, dark > 100, {})
+    source = f"replay:{bench / 'sample.tif'}"
+    options = ["--camera", source, "--calibration", str(tmp_path)]
+    assert cli.main(["calibrate", "flat", *options]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "(24, 32)" in sentence
+    assert f"{SHAPE}" in sentence
+    assert "`learn2sofi calibrate dark` with these settings" in sentence
+    assert "set dark and flat to false" not in sentence
+    assert not (tmp_path / calibration.FLAT_FILE).exists()
 
 
 def test_an_empty_folder_is_refused(tmp_path):

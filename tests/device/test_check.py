@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from device import check, cli
-from device.check import Warden, find_cma, find_device, find_throttling, find_users, read_throttled
+from device.check import (
+    Warden,
+    find_cma,
+    find_device,
+    find_throttling,
+    find_users,
+    is_pi,
+    read_throttled,
+)
 
 
 def _subdevice(root, number: int, name: str) -> None:
@@ -94,13 +102,51 @@ def test_heat_and_power_by_bit():
     assert well.good
 
 
-def test_flags_are_read_as_hexadecimal(tmp_path):
-    """Mutation: read as decimal; an absent file taken for 0."""
+@pytest.mark.parametrize(
+    "node",
+    ["soc/soc:firmware", "soc@107c000000/soc@107c000000:firmware"],
+    ids=["Pi 4", "Pi 5"],
+)
+def test_flags_are_read_as_hexadecimal(tmp_path, node):
+    """Mutations: read as decimal; an absent file taken for 0; only the Pi 4's node looked for."""
     assert read_throttled(tmp_path) is None
-    file = tmp_path / "sys/devices/platform/soc/soc:firmware/get_throttled"
+    file = tmp_path / "sys/devices/platform" / node / "get_throttled"
     file.parent.mkdir(parents=True)
     file.write_text("50005\n")
     assert read_throttled(tmp_path) == 0x50005
+
+
+def test_the_firmware_is_asked_where_the_kernel_has_no_file(tmp_path, monkeypatch):
+    """Mutations: asked as something else; its answer not taken. Newer kernels have no file."""
+    program = tmp_path / "vcgencmd"
+    program.write_text('#!/bin/sh\ntest "$*" = get_throttled && echo throttled=0x50000\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    assert read_throttled(tmp_path) == 0x50000
+    program.write_text("#!/bin/sh\necho 'Can not open device file: /dev/vcio'\nexit 255\n")
+    assert read_throttled(tmp_path) is None
+
+
+def test_what_cannot_be_read_is_not_well():
+    """Mutation: no answer of the firmware taken for one that says all is well."""
+    (unknown,) = find_throttling(None)
+    assert unknown.good is None
+    assert unknown.text.startswith("power and heat: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("Raspberry Pi 5 Model B Rev 1.0\0", True), ("a desk", False)]
+)
+def test_the_page_misses_the_flags_on_a_pi_alone(tmp_path, model, expected):
+    """Mutations: silence on a Pi that does not tell; a warning on every laptop."""
+    assert not is_pi(tmp_path)
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/model").write_text(model)
+    warnings = Warden(lambda: None, is_pi=lambda: is_pi(tmp_path)).warnings()
+    assert [text.partition(";")[0] for text in warnings] == [
+        "power and heat: cannot be read"
+    ] * expected
 
 
 def test_the_warden_asks_seldom():
@@ -120,10 +166,15 @@ def test_the_warden_asks_seldom():
 
 
 def test_a_camera_that_works_passes(monkeypatch, capsys):
-    """Mutation: a good camera found wrong; another machine's heat is not this test's matter."""
+    """Mutations: a good camera found wrong; a machine that does not tell its heat wrong, or well.
+
+    Another machine's heat is not this test's matter.
+    """
     monkeypatch.setattr(check, "read_throttled", lambda root: None)
     assert cli.main(["check", "--camera", "demo"]) == 0
-    assert capsys.readouterr().out.startswith("ok")
+    heat, camera = capsys.readouterr().out.splitlines()
+    assert heat.startswith("?     power and heat: cannot be read")
+    assert camera.startswith("ok")
 
 
 def test_what_is_wrong_is_named_and_the_code_is_1(monkeypatch, capsys):

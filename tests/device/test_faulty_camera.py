@@ -15,9 +15,11 @@ from device.pipeline import Pipeline
 from device.server import create_app
 
 SHAPE = (16, 16)
-FAULTS = ("drop", "stall", "break", "repeat", "disorder", "shape", "dtype", "not_finite")
+FAULTS = ("drop", "timeout", "stall", "break", "repeat", "disorder", "shape", "dtype", "not_finite")
 AN_HOUR_AT_60 = 216_000
 FRAMES_PER_READING = 1_000
+A_READ_S = 0.25  # as long as the pipeline waits for a frame
+LONGER_THAN_PATIENCE_S = 2.1  # it is 2 s at this rate
 PATIENCE_S = 600  # only a test that fails waits so long
 
 
@@ -27,7 +29,7 @@ class FaultyCamera:
     Now and then it waits for a reading of the daemon's state to begin, so that a busy machine reads
     as often as an idle one, while frames come. It counts what it did: `met` each fault, `delivered`
     frames, `missing` slots of the sensor's clock that were dropped between two frames of one
-    opening.
+    opening, `opened`. Time passes as it says, so that a silence takes no time: `clock`.
     """
 
     name = "faulty"
@@ -36,7 +38,8 @@ class FaultyCamera:
     def __init__(self, frames: int, rate: float, interval_s: float = 1 / 60) -> None:
         self.frame_interval_s = interval_s
         self.met: Counter[str] = Counter()
-        self.delivered = self.missing = 0
+        self.delivered = self.missing = self.opened = 0
+        self._now_s = 0.0
         self._frames, self._rate = frames, rate
         self._rng = np.random.default_rng(5)
         self._images = self._rng.normal(400, 30, (64, *SHAPE)).astype(np.float32)
@@ -51,10 +54,15 @@ class FaultyCamera:
             self.met["open"] += 1
             raise CameraError("the camera is busy")
         self._is_open = True
+        self.opened += 1
         self._index, self._usable_slot = 0, None
 
     def close(self) -> None:
         self._is_open = False
+
+    def clock(self) -> float:
+        """The time in s, of the camera's own making."""
+        return self._now_s
 
     def read(self, timeout_s: float) -> Frame:
         assert self._is_open, "read while closed"
@@ -69,6 +77,7 @@ class FaultyCamera:
     def _deliver(self, array: np.ndarray, slot: int) -> Frame:
         frame = Frame(array, round(slot * self.frame_interval_s * 1e9), self._index)
         self._index += 1
+        self._now_s += self.frame_interval_s
         self.delivered += 1
         if self.delivered % FRAMES_PER_READING == 0:
             self.reading.wait(PATIENCE_S)
@@ -86,8 +95,13 @@ class FaultyCamera:
         self.missing += lost
         return self._good()
 
-    def _stall(self) -> Frame:
+    def _timeout(self) -> Frame:
+        self._now_s += A_READ_S
         raise CameraTimeout("no frame came")
+
+    def _stall(self) -> Frame:
+        self._now_s += LONGER_THAN_PATIENCE_S
+        raise CameraTimeout("no frame came for long")
 
     def _break(self) -> Frame:
         raise CameraError("the camera's cable fell out")
@@ -122,10 +136,12 @@ def _in_flight(state: dict) -> int:
 def test_an_hour_with_every_fault_is_accounted_for_at_every_reading():
     """Mutations: gaps not counted, or unusable frames among them; reopened without being closed.
 
-    Also: a counter outside the lock; a frame lost in the queue; a camera that is not opened again.
+    Also: a counter outside the lock; a frame lost in the queue; a camera that is not opened again
+    after a fault or a silence, or is after every time-out.
     """
     camera = FaultyCamera(AN_HOUR_AT_60, rate=0.01)
-    pipeline = Pipeline(camera, load_step(None), backoff_s=(0.001, 0.002))
+    step = load_step(None)
+    pipeline = Pipeline(camera, step, clock=camera.clock, backoff_s=(0.001, 0.002))
     client = TestClient(create_app(pipeline), base_url="http://localhost")
     pipeline.start()
     readings, before, deadline_s = 0, 0, time.monotonic() + PATIENCE_S
@@ -143,6 +159,7 @@ def test_an_hour_with_every_fault_is_accounted_for_at_every_reading():
     assert readings > 100
     assert set(camera.met) == {*FAULTS, "open"}
     assert min(camera.met.values()) > 20
+    assert camera.opened == 1 + camera.met["break"] + camera.met["stall"]
     assert _in_flight(state) == 0
     assert state["frames_captured"] == camera.delivered == AN_HOUR_AT_60
     assert state["frames_missed"] == camera.missing

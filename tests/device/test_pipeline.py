@@ -582,6 +582,46 @@ def test_a_camera_that_stops_delivering_is_opened_again(rig):
     assert "gave no frame within 2 s; expected one every 0.01 s" in pipeline.state()["error"]
 
 
+class JunkCamera(ScriptedCamera):
+    """Gives frames of a wrong shape and no others, four a second of the test's clock."""
+
+    def __init__(self, clock: Clock, recorded: bool) -> None:
+        super().__init__(interval_s=0.25)
+        self.recorded = recorded
+        self._clock = clock
+
+    def read(self, timeout_s: float) -> Frame:
+        time.sleep(0.0005)  # no busy loop
+        self._clock.now_s += self.frame_interval_s
+        return Frame(_image(0, (8, 8)), round(self._clock.now_s * 1e9), 0)
+
+
+def test_a_camera_that_gives_only_unusable_frames_is_opened_again(rig):
+    """Mutation: any frame ends the silence; then nothing is shown, nothing gets on, and the
+    watchdog ends the daemon again and again."""
+    clock = Clock()
+    camera = JunkCamera(clock, recorded=False)
+    pipeline = rig(camera=camera, clock=clock)
+    pipeline.start()
+    _until(lambda: camera.opened >= 3)
+    assert pipeline.progress() >= 2
+    state = pipeline.state()
+    assert "gave no usable frame (discarded: shape) within 2.5 s" in state["error"]
+    assert state["frames_processed"] == 0
+
+
+def test_a_recording_of_unusable_frames_is_played_on(rig):
+    """Mutations: opened again, from the beginning, so that its end never comes; played on, and
+    ended by the watchdog."""
+    clock = Clock()
+    camera = JunkCamera(clock, recorded=True)
+    pipeline = rig(camera=camera, clock=clock)
+    pipeline.start()
+    _until(lambda: pipeline.state()["frames_discarded"]["shape"] >= 40)
+    assert camera.opened == 1
+    assert pipeline.progress() > 40
+
+
 def test_a_field_too_small_is_shown(rig):
     """Mutation: the frames reach the step."""
     pipeline = rig(camera=ScriptedCamera(shape=(15, 64)))

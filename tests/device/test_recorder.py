@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 import threading
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tifffile
 
 from device import recorder as recorder_module
+from device.calibration import Calibration
 from device.camera import Frame
+from device.errors import UserError
+from device.microscope import Microscope
 from device.ometiff import OutputError
-from device.recorder import Recorder, RecordingError
+from device.recorder import Recorder, RecordingError, Recordings
+from device.replay import ReplayCamera
 
 RNG = np.random.default_rng(4)
 
@@ -108,6 +115,44 @@ def test_nothing_is_left_behind_without_frames(tmp_path):
     with pytest.raises(RecordingError, match="no frame came"):
         recorder.finish()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_measured_is_not_replaced(tmp_path):
+    """Mutations: a recording over another; one that can never be told to."""
+    path = tmp_path / "raw.tif"
+    path.write_bytes(b"measured")
+    with pytest.raises(OutputError, match="is there already"):
+        Recorder(path)
+    assert path.read_bytes() == b"measured"
+    recorder = Recorder(path, overwrite=True)
+    recorder.add(_frame(0))
+    recorder.finish()
+    assert tifffile.imread(path).shape == (20, 31)
+
+
+def test_a_recording_of_the_daemon_replaces_none(tmp_path, monkeypatch):
+    """Mutation: the daemon's second recording over its first, by a clock that was set back."""
+
+    class Standing(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, tzinfo=tz)
+
+    monkeypatch.setattr(recorder_module, "datetime", Standing)
+    added: list = []
+    pipeline = SimpleNamespace(
+        camera=ReplayCamera("never opened", 30.0),
+        tap=lambda add: added.append(add) or (lambda: None),
+    )
+    recordings = Recordings(pipeline, tmp_path, Microscope(None, Calibration()))
+    first = Path(recordings.start()["file"])
+    added[0](_frame(0))
+    assert recordings.stop()["error"] is None
+    content = first.read_bytes()
+    with pytest.raises(UserError, match="is there already"):
+        recordings.start()
+    assert list(tmp_path.iterdir()) == [first]
+    assert first.read_bytes() == content
 
 
 def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path):

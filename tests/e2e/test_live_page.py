@@ -185,6 +185,22 @@ def test_a_lost_connection_is_said_over_the_last_picture(daemon, page):
     screenshot(page, "connection-lost")
 
 
+def test_a_slow_answer_is_called_slow_and_none_for_long_lost(daemon, page):
+    """Catches: a busy daemon taken for one that is gone; one that hangs, shown as live for ever."""
+    wait_until(lambda: trouble(page) is False, "no trouble")
+    daemon.process.send_signal(signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        wait_until(lambda: trouble(page), "some words")
+        assert trouble(page) == "Slow answer"
+        wait_until(lambda: trouble(page) != "Slow answer", "other words")
+        assert trouble(page) == "Connection lost"
+        assert time.monotonic() - began_s > 15  # the page says so after 20 s
+    finally:
+        daemon.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: trouble(page) is False, "no trouble again")
+
+
 def test_a_reconstruction_that_stopped_is_said_over_the_last_picture(page):
     """Catches: a picture that stands still under live numbers, since frames still come.
 
