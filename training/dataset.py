@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import keras
@@ -208,11 +209,11 @@ class TrainingStream(keras.utils.PyDataset):
         s = self.settings
         length = WINDOW if s.copies else p.chunks * s.chunk
         arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
-        options = {"copies": s.copies, "changes": p.changes}
+        job = partial(make_example, *arguments, copies=s.copies, changes=p.changes)
         if self._pool is not None:
-            return self._pool.submit(make_example, *arguments, **options)
+            return self._pool.submit(job)
         done: Future[Example] = Future()
-        done.set_result(make_example(*arguments, **options))
+        done.set_result(job())
         return done
 
 
