@@ -1,10 +1,10 @@
 """Narrow the int8 ranges that a calibration by minimum and maximum leaves too wide.
 
-The converter gives every tensor the range of all that it ever saw. Two kinds of tensor do not need
-it: what goes into the sigmoid or the tanh of a gate, which are flat beyond `GATE_RANGE`, and the
-products of fluctuations. Both are large on a rare bright spot, and cost all other pixels their
-resolution. The scales are rewritten in the file: int8 saturates by itself at the new range, so that
-no operator is added.
+The converter gives every tensor the range of all that it ever saw. Three kinds of tensor do not
+need it: what goes into the sigmoid or the tanh of a gate, which are flat beyond `GATE_RANGE`, the
+products of fluctuations, and the image. They are large on a rare bright spot, and cost all other
+pixels their resolution. The scales are rewritten in the file: int8 saturates by itself at the new
+range, so that no operator is added.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from ai_edge_litert import schema_py_generated as schema
 GATE_RANGE = 6.0  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 PARTIAL_RANGE = 7.0  # of the summands, which may cancel
 PRODUCT_RANGE = 8.0
+IMAGE_LIMIT = 9.0  # normalized; a single point in an empty field may be brighter, and is drawn flat
 
 Graph = Any  # schema.SubGraphT: the generated classes have no types
 Operator = Any
 
 
 def narrowed(model: bytes) -> bytes:
-    """Rewrite the ranges of the products and of what goes into the gates.
+    """Rewrite the ranges of the products, of what goes into the gates and of the image.
 
     Parameters
     ----------
@@ -51,6 +52,7 @@ def narrowed(model: bytes) -> bytes:
     for product in kinds.of(graph, "MUL"):
         if kinds.feeds(graph, product, "CONV_2D"):
             _set_range(graph, product.outputs[0], PRODUCT_RANGE)
+    _limit_image(graph, kinds)
     _renew_bias_scales(parsed, graph, kinds)
     builder = flatbuffers.Builder(len(model) + 65536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
@@ -97,6 +99,25 @@ def _set_range(graph: Graph, tensor: int, limit: float) -> None:
     if quantization.scale[0] * 127.5 > limit:
         quantization.scale = np.array([limit / 127.5], np.float32)
         quantization.zeroPoint = np.array([0], np.int64)
+
+
+def _limit_image(graph: Graph, kinds: _Kinds) -> None:
+    """Cut the range of the image, of its phases and of the two that are added up to them."""
+    for arranged in kinds.of(graph, "DEPTH_TO_SPACE"):
+        (phases,) = arranged.inputs
+        for tensor in (*arranged.outputs, phases, *_summands(graph, kinds, phases)):
+            _set_limit(graph, tensor, IMAGE_LIMIT)
+
+
+def _set_limit(graph: Graph, tensor: int, limit: float) -> None:
+    """Let a tensor's range end at the limit, unless it ends before; it begins where it did."""
+    quantization = graph.tensors[tensor].quantization
+    scale, zero = float(quantization.scale[0]), int(quantization.zeroPoint[0])
+    low, high = (-128 - zero) * scale, (127 - zero) * scale
+    if high > limit:
+        scale = (limit - low) / 255
+        quantization.scale = np.array([scale], np.float32)
+        quantization.zeroPoint = np.array([round(-128 - low / scale)], np.int64)
 
 
 def _renew_bias_scales(parsed: Any, graph: Graph, kinds: _Kinds) -> None:

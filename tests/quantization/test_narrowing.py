@@ -5,6 +5,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
+from training import narrowing
 from training.narrowing import GATE_RANGE, PARTIAL_RANGE, narrowed
 from training.network import NetworkSettings, build_step
 from training.quantize import SIZE_PX, convert, operators, trajectory
@@ -75,3 +76,22 @@ def test_the_cell_comes_nearer_to_the_float_network(step, wide, frames):
         for model in (wide, narrowed(wide))
     )
     assert 0.5 < error / wide_error < 0.95
+
+
+def test_the_images_range_ends_at_the_limit(wide, monkeypatch):
+    """And begins where it did: zero stays exactly zero.
+
+    Mutations: a limit for one of two tensors that share a scale, which the interpreter refuses; a
+    zero point that was left as it was.
+    """
+    monkeypatch.setattr(narrowing, "IMAGE_LIMIT", 0.5)
+    model = narrowed(wide)
+    mean = np.full((1, SIZE_PX, SIZE_PX, 1), 0.3, np.float32)
+    mean[:, :64] = 2.0  # this untrained network's image is the mean, enlarged
+    mean[:, 96:] = 0.0
+    state = np.zeros((1, *SETTINGS.state_shape(SIZE_PX, SIZE_PX)), np.float32)
+    runner = Interpreter(model_content=model).get_signature_runner("step")
+    image = runner(frame=mean, mean=mean, h=state, c=state)["image"][0, :, :, 0]
+    assert image[:120].max() == pytest.approx(0.5, abs=0.004)
+    assert image[140:180, 10:-10].mean() == pytest.approx(0.3, abs=0.01)
+    assert image[204:].max() == 0
