@@ -73,8 +73,8 @@ others its first 30. *Copies of the mean* and *shuffled in time*: the same witho
   no proof of what the fluctuation gives: a twin trained on copies alone, for as long, would be.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
-- PSF widths outside the range above, moving specimens and saturated frames: not trained, not
-  measured. Interpolated, scaled and compressed frames: trained, not measured.
+- PSF widths outside the range above, specimens that move all the time and saturated frames: not
+  trained, not measured. Interpolated, scaled and compressed frames: trained, not measured.
 
 ## Where it comes from
 

@@ -12,7 +12,7 @@ from scipy.special import erf
 from device import cli
 from device.model import MODELS_DIR, load_step
 from device.reconstructor import reconstruct_window
-from training import frozen, metrics, model_card, release
+from training import frozen, location, metrics, model_card, release
 from training.evaluate import REFERENCE
 from training.narrowing import narrowed
 
@@ -135,7 +135,21 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     places = np.random.default_rng(5).uniform((12, 14), (20, 26), (10, 2))
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
-    np.testing.assert_allclose(errors, 0, atol=0.1)
+    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.1)
+    np.testing.assert_allclose(errors, 0, atol=0.25)
+
+
+def test_single_emitters_are_drawn_as_far_from_their_places_as_the_card_says(documents, steps):
+    """Mutations: a table of another model, and errors that were rounded away.
+
+    0.03 px is room for another processor's int8 kernels.
+    """
+    recorded = documents[1]["location"]["errors"]
+    files = tuple(MODELS_DIR / f"{step.name}.tflite" for step in steps.values())
+    found = location.do(location.Job(location.SIGMAS_PX[1], 4, files))
+    for step in steps.values():
+        expected = recorded[str(location.SIGMAS_PX[1])][step.name][:4]
+        np.testing.assert_allclose(found[step.name], expected, atol=0.03)
 
 
 def test_the_embedded_training_record_names_what_made_it(documents):
@@ -161,4 +175,5 @@ def int8_ranges(content):
 def test_the_shipped_int8_is_narrowed(documents):
     """Mutation: `narrowed` left out of the conversion; narrowing again then changes something."""
     content = (MODELS_DIR / documents[0]["files"]["int8"]["file"]).read_bytes()
-    assert int8_ranges(content) == int8_ranges(narrowed(content))
+    again = int8_ranges(narrowed(content))
+    assert int8_ranges(content) == pytest.approx(again, rel=0.005)  # zero points are whole numbers
