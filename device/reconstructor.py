@@ -19,6 +19,7 @@ from device.scene import SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
+UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
 
 class ReconstructionError(UserError):
@@ -79,8 +80,7 @@ class Reconstructor:
     interval_s : float
         Nominal time between frames in s, to count gaps by; 0 where it is not known.
     psf_sigma_px : float, optional
-        Width of the PSF in input px, for models that ask for it; default is the middle of the
-        range that the model was trained for.
+        Width of the PSF in input px, for models that take it; default is that it is not known.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Reconstructor:
         return self.mode == "stream" and self._scene.changed(array)
 
     def set_psf(self, sigma_px: float | None) -> None:
-        """Give the width of the PSF in input px; None is the middle of the model's range."""
+        """Give the width of the PSF in input px; None where it is not known."""
         self._constants = constant_inputs(self._step, sigma_px)
 
     def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
@@ -362,9 +362,10 @@ def constant_inputs(step: Step, psf_sigma_px: float | None = None) -> dict[str, 
     spec = step.manifest.inputs.get("psf_sigma_px")
     if spec is None:
         return {}
-    low, high = step.manifest.psf_sigma_px
-    sigma_px = (low + high) / 2 if psf_sigma_px is None else psf_sigma_px
-    return {"psf_sigma_px": np.full(spec.shape, sigma_px, np.float32)}
+    told = (
+        UNKNOWN_PSF if psf_sigma_px is None else np.clip(psf_sigma_px, *step.manifest.psf_sigma_px)
+    )
+    return {"psf_sigma_px": np.full(spec.shape, told, np.float32)}
 
 
 def _padded(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -53,6 +53,8 @@ class DatasetSettings(BaseModel):
     """Part of the stacks that are played as a stream, the others as one window."""
     stream_chunks: tuple[int, int] = (3, 8)
     """Length of a stream in chunks, uniform, both ends included."""
+    psf_told_fraction: float = Field(0.5, ge=0, le=1)
+    """Part of the stacks whose PSF's width the network is told; validation is blind."""
     change_fraction: float = Field(0.0, ge=0, le=1)
     """Part of the streams whose specimen is moved or replaced on the way, without a reset."""
     validation_stacks: int = Field(64, ge=1)
@@ -209,7 +211,13 @@ class TrainingStream(keras.utils.PyDataset):
         s = self.settings
         length = WINDOW if s.copies else p.chunks * s.chunk
         arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
-        job = partial(make_example, *arguments, copies=s.copies, changes=p.changes)
+        job = partial(
+            make_example,
+            *arguments,
+            copies=s.copies,
+            changes=p.changes,
+            psf_told_fraction=s.psf_told_fraction,
+        )
         if self._pool is not None:
             return self._pool.submit(job)
         done: Future[Example] = Future()

@@ -12,6 +12,7 @@ from training.optics import UPSAMPLING
 
 WINDOW = 30  # frames of the reconstruction
 MOVES_PX = 8  # how far a specimen is moved along each axis at most
+PSF_ERROR = 0.03  # standard deviation of the PSF's width as told over the true one, less 1
 
 
 def running_mean(frames: np.ndarray, window: int = WINDOW) -> np.ndarray:
@@ -72,7 +73,7 @@ def truth_in_its_unit(truth: np.ndarray) -> tuple[np.ndarray, float]:
 
 @dataclass(frozen=True)
 class Example:
-    """A stack made ready: normalized frames and means, scales, truth and its unit."""
+    """A stack made ready: normalized frames and means, scales, truth and its unit, PSF."""
 
     frames: np.ndarray  # (T, H, W)
     means: np.ndarray  # (T, H, W)
@@ -81,6 +82,7 @@ class Example:
     unit: float
     former: np.ndarray | None = None  # (2H, 2W): the truth before frame `change_at`
     change_at: int = 0
+    psf_sigma_px: float = 0.0  # as it is told; 0 where it is not
 
     @classmethod
     def of(
@@ -129,6 +131,7 @@ class Example:
         inputs = {
             "frames": self.frames[cut],
             "means": self.means[cut],
+            "psf_sigma_px": np.array([self.psf_sigma_px], np.float32),
             "fresh": np.array(k == 0, np.float32),
             "gain": self.scales[read] / np.float32(self.unit),
         }
@@ -150,18 +153,29 @@ def make_example(
     normalization: NormalizationSettings | None = None,
     copies: int = 0,
     changes: bool = False,
+    psf_told_fraction: float = 0.0,
 ) -> Example:
     """Simulate the stack of a seed and make it ready.
 
     With `copies`, as so many of its mean; with `changes`, as a specimen that is moved, or replaced,
-    under the running stream.
+    under the running stream. The width of the PSF is told for a part of the seeds.
     """
     size = size_px + (MOVES_PX if changes else 0)
     stack = simulate(model, frames, (size, size), np.random.default_rng(seed))
     if changes:
-        return _changing(stack, size_px, np.random.default_rng((*seed, 2)), normalization)
-    example = Example.of(stack, stream, normalization)
-    return example.of_copies(copies) if copies else example
+        example = _changing(stack, size_px, np.random.default_rng((*seed, 2)), normalization)
+    else:
+        example = Example.of(stack, stream, normalization)
+    if copies:
+        example = example.of_copies(copies)
+    told = _psf_as_told(stack, psf_told_fraction, np.random.default_rng((*seed, 3)))
+    return replace(example, psf_sigma_px=told)
+
+
+def _psf_as_told(stack: Stack, fraction: float, rng: np.random.Generator) -> float:
+    """Width of the PSF from an NA and a wavelength that are nearly right, in camera px, or 0."""
+    error = rng.normal(1, PSF_ERROR)
+    return stack.psf_sigma_px * error if rng.random() < fraction else 0.0
 
 
 def _changing(

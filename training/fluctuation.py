@@ -11,22 +11,26 @@ import numpy as np
 class SpeckleExcitation:
     """Multi-mode excitation: an interference pattern that changes from frame to frame.
 
-    Plane waves of random amplitude and phase, with directions within a cone around an axis and one
-    spatial frequency, are superposed; their phases walk at random (a fibre that is shaken, a
-    coupling that is scanned).
+    Plane waves of random amplitude and phase, with directions within a cone around an axis, are
+    superposed. A waveguide gives them one spatial frequency; through an objective's aperture all
+    frequencies up to its edge come, evenly over its area (Goodman, Speckle Phenomena in Optics).
+    Their phases walk at random (a fibre that is shaken, a coupling that is scanned).
 
     Attributes
     ----------
     modes : int
         Number of plane waves, 2 or more.
     grain_px : float
-        Half the wavelength of the guided light in output px: the finest fringe's period.
+        Half the wavelength of the light in the sample plane in output px: the finest fringe's
+        period.
     cone_rad : float
         Half angle of the cone of directions; pi is all round.
     phase_step_rad : float
         Standard deviation of each phase's step from frame to frame; 3 or more is a new pattern.
     contrast : float
         0 (even illumination) to 1 (full interference).
+    fills_aperture : bool
+        The waves come through an objective, not from a waveguide.
     """
 
     modes: int
@@ -34,13 +38,15 @@ class SpeckleExcitation:
     cone_rad: float
     phase_step_rad: float
     contrast: float
+    fills_aperture: bool = False
 
     def patterns(self, n: int, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Intensity of `n` successive frames, (n, H, W) float32, of mean 1 over the ensemble."""
         angle = rng.uniform(-self.cone_rad, self.cone_rad, self.modes) + rng.uniform(0, 2 * np.pi)
-        k = np.pi / self.grain_px
-        rows = np.exp(1j * k * np.outer(np.arange(shape[0]), np.sin(angle))).astype(np.complex64)
-        columns = np.exp(1j * k * np.outer(np.cos(angle), np.arange(shape[1])))
+        part = np.sqrt(rng.random(self.modes)) if self.fills_aperture else np.ones(self.modes)
+        k = np.pi / self.grain_px * part  # (modes,), rad per px
+        rows = np.exp(1j * np.outer(np.arange(shape[0]), k * np.sin(angle))).astype(np.complex64)
+        columns = np.exp(1j * np.outer(k * np.cos(angle), np.arange(shape[1])))
         amplitude = rng.rayleigh(1, self.modes)
         amplitude /= np.sqrt(np.sum(amplitude**2))
         steps = rng.normal(0, self.phase_step_rad, (n, self.modes))

@@ -46,7 +46,7 @@ class ForwardModelSettings(BaseModel):
     images_fraction: Fraction = 0.0
     """Part of the stacks with such a specimen, instead of a drawn one."""
     psf_sigma_px: Range = (0.8, 3.2)
-    """Standard deviation of the PSF, camera px, uniform."""
+    """Standard deviation of the PSF, camera px, log-uniform."""
     halo_probability: Fraction = 0.25
     """Part of the stacks whose PSF has a wider second part, as defocus and the tails of an Airy
     pattern give it."""
@@ -90,13 +90,16 @@ class ForwardModelSettings(BaseModel):
     """Mean time in the on state, log-uniform."""
     bleaching_fraction: Fraction = 0.25
     """Part of the blinking stacks that bleach, over 60 to 600 frames."""
-    emitters_per_px: Range = (0.2, 200.0)
+    emitters_per_px: Range = (0.7, 300.0)
     """Blinking emitters per output pixel of label, log-uniform. Few make a structure of single
     points, many a smooth one that hardly fluctuates."""
     speckle_modes: tuple[int, int] = (4, 60)
     """Plane waves in the excitation, log-uniform."""
     speckle_grain_px: Range = (2.0, 16.0)
     """Finest fringe in output px, log-uniform."""
+    diffuser_fraction: Fraction = 0.5
+    """Part of the speckle that comes through an objective or a diffuser; the other part comes from
+    a waveguide, whose modes have one spatial frequency."""
     speckle_contrast: tuple[Fraction, Fraction] = (0.0, 1.0)
     """0 even to 1 full interference, uniform."""
 
@@ -124,12 +127,15 @@ class Stack:
         (T, H, W) uint16, ADU.
     truth : ndarray
         Target on the output grid, (2H, 2W) float32, ADU above background.
+    psf_sigma_px : float
+        Standard deviation of the PSF, of its first part, in camera px.
     about : dict
-        The parameters drawn: family, psf_sigma_px, photons, fluctuation, ...
+        The other parameters drawn: family, photons, fluctuation, ...
     """
 
     frames: np.ndarray
     truth: np.ndarray
+    psf_sigma_px: float
     about: dict[str, object]
 
 
@@ -154,7 +160,7 @@ def simulate(
     Stack
         Never an empty one: where nothing lies in the field, or nothing was on, all is drawn anew.
     """
-    sigma_px = rng.uniform(*settings.psf_sigma_px)
+    sigma_px = _log_uniform(settings.psf_sigma_px, rng)
     psf = draw_psf(settings, sigma_px, rng)
     margin = int(np.ceil(3 * sigma_px))
     family, density = draw_specimen(settings, _grid(shape, margin), rng)
@@ -171,8 +177,8 @@ def simulate(
     sensor = draw_sensor(settings, photons, rng)
     adu = sensor.expose(light * (photons / peak) + ambient, rng)
     truth = target * (photons / peak * sensor.adu_per_photon())
-    about = {"family": family, "psf_sigma_px": sigma_px, "photons": photons}
-    return Stack(adu, truth, about | {"fluctuation": fluctuation, "sensor": sensor})
+    about = {"family": family, "photons": photons, "fluctuation": fluctuation, "sensor": sensor}
+    return Stack(adu, truth, sigma_px, about)
 
 
 def draw_psf(settings: ForwardModelSettings, sigma_px: float, rng: np.random.Generator) -> Psf:
@@ -219,12 +225,14 @@ def draw_fluctuation(
             on_time_frames=_log_uniform(settings.on_time_frames, rng),
             bleach_time_frames=_log_uniform((60, 600), rng) if bleaches else np.inf,
         )
+    through_objective = bool(rng.random() < settings.diffuser_fraction)
     return SpeckleExcitation(
         modes=round(_log_uniform(settings.speckle_modes, rng)),
         grain_px=_log_uniform(settings.speckle_grain_px, rng),
-        cone_rad=rng.choice([np.pi / 12, np.pi / 4, np.pi]),
+        cone_rad=np.pi if through_objective else rng.choice([np.pi / 12, np.pi / 4, np.pi]),
         phase_step_rad=rng.choice([0.3, 1.0, 4.0]),
         contrast=rng.uniform(*settings.speckle_contrast),
+        fills_aperture=through_objective,
     )
 
 

@@ -22,7 +22,12 @@ which are summed: a concatenation would tie all to one int8 scale.
 Every convolution is one at the camera's full sampling, of 5 x 5 px, computed on pixels *folded* by
 `space_to_depth` (see `FoldedConv2D`): the same numbers in less time, because processors like many
 channels. So the network is equivariant: a sample that moves by one pixel moves its image by two,
-and no pattern of the folding is left in it.
+and no pattern of the folding is left in it. Its channels come in sets of four that are mirror
+images of each other (Cohen and Welling, ICML 2016, with the group of the two mirrors): a sample
+that is mirrored, along y, x or both, gives the mirrored image, and no emitter is drawn to one side.
+
+The width of the PSF is an input, 0 where it is not known. It scales and shifts the channels of the
+head (Perez et al., AAAI 2018).
 
 Everything is in `keras.ops`, runs on any backend, and consists of operators that are delegated in
 int8 (see the op gate in `quantize.py`).
@@ -45,14 +50,16 @@ class NetworkSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    filters: int = Field(4, ge=1)
+    filters: int = Field(4, ge=4, multiple_of=4)
     """Channels of the cell."""
-    products: int = Field(2, ge=1)
+    products: int = Field(4, ge=4, multiple_of=4)
     """Learned products of the fluctuation that the cell is fed."""
-    head_filters: int = Field(8, ge=1)
+    head_filters: int = Field(8, ge=4, multiple_of=4)
     """Channels of the head."""
-    head_layers: int = Field(2, ge=0)
-    """Convolutions of the head beyond the first and the last."""
+    head_layers: int = Field(4, ge=0)
+    """Convolutions of the head beyond the first and the last; each adds to what it is given."""
+    psf_features: int = Field(8, ge=1)
+    """Functions of the PSF's width that scale and shift the head's channels."""
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
@@ -62,6 +69,10 @@ class NetworkSettings(BaseModel):
 FOLD = 2  # pixels along each axis that are folded into channels
 SIZE_MULTIPLE = FOLD  # of the frame's height and width
 UPSAMPLING = 2
+FRAME_RANGE = (-1.0, 4.0)  # normalized; beyond it an int8 step saturates
+MEAN_RANGE = (-0.2, 2.5)  # the same of the mean
+INT8_STEPS = 255
+MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -78,10 +89,15 @@ class FoldedConv2D(layers.Layer):
     order. Several inputs are convolved one by one and summed: joined into one they would have to
     share an int8 scale.
 
+    Channels are mirrored sets: channel ``m x C/4 + f`` is what channel f would be of the sample
+    mirrored along x (m = 1), y (2) or both (3). An input of one channel per pixel is an image, and
+    the mirror image of itself. The weights are those of the first channels; the others' kernels are
+    these, mirrored. The four phases of an image enlarged by two are such a set, too.
+
     Parameters
     ----------
     filters : int
-        Output channels per pixel and group.
+        Output channels per pixel and group, a multiple of 4.
     groups : int
         Sets of output channels, one after the other, so that they can be split.
     size_px : int
@@ -89,9 +105,9 @@ class FoldedConv2D(layers.Layer):
     activation : str, optional
         As in Keras.
     use_bias : bool
-        With a bias per filter and group.
+        With a bias per set of mirrored channels.
     kernel_initializer, bias_initializer : str or Initializer
-        Of the kernel, (K, K, C, groups x filters), and the bias, (groups x filters,).
+        Of the kernel, (K, K, C, groups x filters / 4), and the bias, (groups x filters / 4,).
     """
 
     def __init__(
@@ -113,7 +129,7 @@ class FoldedConv2D(layers.Layer):
 
     def build(self, input_shape: Any) -> None:
         """Create the small kernel and the bias."""
-        outputs = self.groups * self.filters
+        outputs = self.groups * self.filters // MIRRORS
         inputs = input_shape if isinstance(input_shape, list) else [input_shape]
         self.channels = [each[-1] // FOLD**2 for each in inputs]
         shape = (self.size_px, self.size_px, sum(self.channels), outputs)
@@ -125,9 +141,21 @@ class FoldedConv2D(layers.Layer):
                 name="bias", shape=(outputs,), initializer=self.bias_initializer
             )
 
+    def mirrored_kernel(self, start: int, channels: int) -> Any:
+        """Put the kernel of an input's channels together, (K, K, C, groups x filters)."""
+        kernel = self.kernel[:, :, start : start + channels]
+        mirrored = []
+        for mirror in range(MIRRORS):
+            axes = [axis for axis, bit in ((0, 2), (1, 1)) if mirror & bit]
+            each = ops.flip(kernel, axes) if axes else kernel
+            each = ops.take(each, _mirrored_channels(channels, mirror), axis=2)
+            mirrored.append(ops.reshape(each, (*each.shape[:3], self.groups, 1, -1)))
+        joined = ops.concatenate(mirrored, axis=4)  # (K, K, C, groups, 4, filters / 4)
+        return ops.reshape(joined, (*joined.shape[:3], -1))
+
     def folded_kernel(self, start: int, channels: int) -> Any:
         """Put an input's large kernel together, (3, 3, 4 C, groups x 4 x filters)."""
-        kernel = self.kernel[:, :, start : start + channels]
+        kernel = self.mirrored_kernel(start, channels)
         padded = ops.pad(kernel, [[1, 1], [1, 1], [0, 0], [0, 0]])  # a rim of zeros
         taps = ops.reshape(padded, (-1, channels, self.groups, self.filters))
         taps = ops.take(taps, _folded_taps(self.size_px), axis=0)  # (ty, tx, q, p, C, groups, f)
@@ -143,9 +171,28 @@ class FoldedConv2D(layers.Layer):
             start += channels
         x = sum(parts[1:], start=parts[0])
         if self.use_bias:
-            bias = ops.reshape(self.bias, (self.groups, 1, self.filters))
-            x = ops.add(x, ops.reshape(ops.tile(bias, (1, FOLD**2, 1)), (-1,)))
+            x = ops.add(x, per_channel(self.bias, self.groups))
         return self.activation(x)
+
+
+def per_channel(values: Any, groups: int = 1) -> Any:
+    """Repeat a value per set of mirrored channels, (..., groups x F / 4), for all folded channels.
+
+    Returns (..., groups x 4 phases x F), in the order of `FoldedConv2D`.
+    """
+    *outer, last = values.shape
+    sets = ops.reshape(values, (*outer, groups, 1, last // groups))
+    repeats = (1,) * (len(outer) + 1) + (FOLD**2 * MIRRORS, 1)
+    return ops.reshape(ops.tile(sets, repeats), (*outer, -1))
+
+
+def _mirrored_channels(channels: int, mirror: int) -> np.ndarray:
+    """Where each channel of a mirrored set is found when the sample is mirrored, (C,)."""
+    if channels == 1:
+        return np.zeros(1, np.int64)
+    sets = channels // MIRRORS
+    m, f = np.divmod(np.arange(channels), sets)
+    return (m ^ mirror) * sets + f
 
 
 def _folded_taps(size_px: int) -> np.ndarray:
@@ -160,17 +207,17 @@ def _folded_taps(size_px: int) -> np.ndarray:
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
 class BilinearUpsampling(keras.Initializer):
-    """Kernel (3, 3, 1, 4) whose four channels are the phases of bilinear interpolation by two.
+    """Kernel (3, 3, 1, 1) of the first phase of bilinear interpolation by two.
 
     Output pixel j lies at input coordinate ``(j + 0.5) / 2 - 0.5``: 3/4 of the nearest pixel and
-    1/4 of the one beyond, along each axis. `depth_to_space` puts the phases in order.
+    1/4 of the one beyond, along each axis. The other phases are its mirror images;
+    `depth_to_space` puts them in order.
     """
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """Return the kernel; `shape` must be (3, 3, 1, 4)."""
-        taps = np.array([[0.25, 0.75, 0.0], [0.0, 0.75, 0.25]])  # (phase, tap)
-        kernel = np.einsum("ay,bx->yxab", taps, taps).reshape(3, 3, 1, 4)
-        return ops.convert_to_tensor(kernel.reshape(shape), dtype=dtype or "float32")
+        """Return the kernel; `shape` must be (3, 3, 1, 1)."""
+        taps = np.array([0.25, 0.75, 0.0])
+        return ops.convert_to_tensor(np.outer(taps, taps).reshape(shape), dtype=dtype or "float32")
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -180,18 +227,44 @@ class GateBias(keras.Initializer):
     INPUT_GATE = -2.0  # sigmoid(-2) is about 1/8
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
-        """Return the bias, (3 filters,)."""
+        """Return the bias, (3 filters / 4,)."""
         bias = np.zeros(shape)
         bias[: shape[0] // 3] = self.INPUT_GATE
         return ops.convert_to_tensor(bias, dtype=dtype or "float32")
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
+class PsfModulation(layers.Layer):
+    """Scales and shifts channels by a function of the PSF's width (Perez et al., AAAI 2018).
+
+    Takes folded channels, (B, H/2, W/2, 4 F), and `features` of the width, (B, n); begins as the
+    identity.
+    """
+
+    def build(self, x_shape: Any, features_shape: Any) -> None:
+        """Create a scale and a shift per set of mirrored channels."""
+        sets = x_shape[-1] // (FOLD**2 * MIRRORS)
+        shape = (features_shape[-1], 2 * sets)
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer="zeros")
+        ones_then_zeros = np.repeat([1.0, 0.0], sets)
+        self.bias = self.add_weight(
+            name="bias", shape=(2 * sets,), initializer=lambda *_, **__: ones_then_zeros
+        )
+
+    def call(self, x: Any, features: Any) -> Any:
+        """Return ``scale x + shift``."""
+        kernel, bias = per_channel(self.kernel, 2), per_channel(self.bias, 2)
+        both = ops.add(ops.matmul(features, kernel), bias)  # (B, 2 x 4 F)
+        scale, shift = ops.split(ops.reshape(both, (-1, 1, 1, both.shape[-1])), 2, axis=-1)
+        return ops.add(ops.multiply(x, scale), shift)
+
+
+@keras.saving.register_keras_serializable(package="learn2sofi")
 class Step(keras.Model):
     """One recurrent step.
 
-    Inputs, NHWC: `frame` and `mean`, (B, H, W, 1), normalized; the state `h` and `c`,
-    (B, H/2, W/2, 4 filters), folded. Outputs: `image`, (B, 2H, 2W, 1), normalized; `h_out` and
+    Inputs, NHWC: `frame` and `mean`, (B, H, W, 1), normalized; `psf_sigma_px`, (B, 1), 0 where it
+    is not known; the state `h` and `c`, (B, H/2, W/2, 4 filters), folded. Outputs: `image`, (B, 2H, 2W, 1), normalized; `h_out` and
     `c_out`.
     """
 
@@ -205,9 +278,9 @@ class Step(keras.Model):
         self.gates_hidden = conv(s.filters, 3, use_bias=False, name="gates_hidden")
         self.head_mean = conv(s.head_filters, name="head_mean")
         self.head_hidden = conv(s.head_filters, use_bias=False, name="head_hidden")
-        self.head = [
-            conv(s.head_filters, activation="relu", name=f"head_{k}") for k in range(s.head_layers)
-        ]
+        self.psf = layers.Dense(s.psf_features, activation="relu", name="psf")
+        self.modulations = [PsfModulation(name=f"modulation_{k}") for k in range(s.head_layers + 1)]
+        self.head = [conv(s.head_filters, name=f"head_{k}") for k in range(s.head_layers)]
         self.correction = conv(UPSAMPLING**2, kernel_initializer="zeros", name="correction")
         self.upsampling = conv(
             UPSAMPLING**2,
@@ -229,12 +302,15 @@ class Step(keras.Model):
         c = ops.add(c, ops.multiply(ops.sigmoid(i), ops.subtract(ops.tanh(g), c)))
         return ops.multiply(ops.sigmoid(o), ops.tanh(c)), c
 
-    def read(self, mean: Any, h: Any) -> Any:
-        """Make the image, (B, 2H, 2W, 1), from the mean and the state."""
+    def read(self, mean: Any, h: Any, psf_sigma_px: Any) -> Any:
+        """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width."""
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
-        x = ops.relu(ops.add(self.head_mean(folded), self.head_hidden(h)))
-        for layer in self.head:
-            x = layer(x)  # (B, H/2, W/2, 4 head_filters)
+        features = self.psf(psf_sigma_px)  # (B, psf_features)
+        first, *further = self.modulations
+        x = ops.add(self.head_mean(folded), self.head_hidden(h))
+        x = ops.relu(first(x, features))  # (B, H/2, W/2, 4 head_filters)
+        for layer, modulation in zip(self.head, further, strict=True):
+            x = ops.relu(ops.add(x, modulation(layer(x), features)))
         image = ops.relu(ops.add(self.upsampling(folded), self.correction(x)))
         return ops.depth_to_space(ops.depth_to_space(image, FOLD), UPSAMPLING)
 
@@ -242,7 +318,8 @@ class Step(keras.Model):
         """Run one step."""
         frame, mean = inputs["frame"], inputs["mean"]
         h, c = self.recur(frame, mean, inputs["h"], inputs["c"])
-        return {"image": self.read(mean, h), "h_out": h, "c_out": c}
+        image = self.read(mean, h, inputs["psf_sigma_px"])
+        return {"image": image, "h_out": h, "c_out": c}
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
@@ -263,7 +340,8 @@ def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -
     step = Step(settings)
     state = np.zeros((1, *step.state_shape(height, width)), np.float32)
     frame = np.zeros((1, height, width, 1), np.float32)
-    step({"frame": frame, "mean": frame, "h": state, "c": state})
+    psf = np.zeros((1, 1), np.float32)
+    step({"frame": frame, "mean": frame, "psf_sigma_px": psf, "h": state, "c": state})
     return step
 
 
@@ -274,9 +352,13 @@ class Unrolled(keras.Model):
     chunk is kept (as a variable, without gradient) and is where the next chunk starts, unless the
     place's `fresh` says that a new stack begins there.
 
-    Inputs: `frames` and `means`, (B, K, H, W); `fresh`, (B,), 1 or 0; `gain`, (B, n), what an image
-    of normalized brightness 1 is in units of the truth. Output: the images at the n frames of
-    `read_at`, (B, n, 2H, 2W), in units of the truth.
+    Inputs: `frames` and `means`, (B, K, H, W); `psf_sigma_px`, (B, 1), 0 where it is not told;
+    `fresh`, (B,), 1 or 0; `gain`, (B, n), what an image of normalized brightness 1 is in units of
+    the truth. Output: the images at the n frames of `read_at`, (B, n, 2H, 2W), in units of the
+    truth.
+
+    Frames and means are rounded to the steps that an int8 network has of them: what deconvolution
+    makes of these steps is to be seen in training, and smoothed there.
     """
 
     def __init__(
@@ -291,14 +373,24 @@ class Unrolled(keras.Model):
 
     def call(self, inputs: Tensors) -> Any:
         """Run the chunk from the kept state and keep the state at its end."""
+        frames = _as_int8(inputs["frames"], FRAME_RANGE)
+        means = _as_int8(inputs["means"], MEAN_RANGE)
         kept = (1 - inputs["fresh"])[:, None, None, None]
         h, c = (ops.stop_gradient(state * kept) for state in (self.h.value, self.c.value))
         images = []
-        for k in range(inputs["frames"].shape[1]):
-            frame, mean = inputs["frames"][:, k, :, :, None], inputs["means"][:, k, :, :, None]
+        for k in range(frames.shape[1]):
+            frame, mean = frames[:, k, :, :, None], means[:, k, :, :, None]
             h, c = self.step.recur(frame, mean, h, c)
             if k in self.read_at:
-                images.append(self.step.read(mean, h)[..., 0])  # (B, 2H, 2W)
+                image = self.step.read(mean, h, inputs["psf_sigma_px"])
+                images.append(image[..., 0])  # (B, 2H, 2W)
         self.h.assign(h)
         self.c.assign(c)
         return ops.stack(images, axis=1) * inputs["gain"][:, :, None, None]
+
+
+def _as_int8(x: Any, limits: tuple[float, float]) -> Any:
+    """Clip to the limits and round to int8's steps between them."""
+    low, high = limits
+    step = (high - low) / INT8_STEPS
+    return ops.round((ops.clip(x, low, high) - low) / step) * step + low

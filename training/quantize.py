@@ -26,7 +26,7 @@ from ai_edge_litert import schema_py_generated as schema
 from device.errors import FaultError, UserError
 from training.example import WINDOW, make_example
 from training.narrowing import narrowed, operator_names
-from training.network import Step, build_step
+from training.network import FRAME_RANGE, MEAN_RANGE, Step, build_step
 from training.revision import git_revision
 from training.settings import TrainingSettings
 
@@ -36,8 +36,6 @@ SIGNATURE = "step"
 SIZE_PX = 128  # of the file; the device resizes it to its field
 # First word of the seed after the run's: specimens of neither training nor validation.
 CALIBRATION = 2
-FRAME_RANGE = (-1.0, 4.0)  # normalized
-MEAN_RANGE = (-0.2, 2.5)  # normalized; what deconvolution makes of an int8 step of the mean shows
 CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
 
 # What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
@@ -72,7 +70,9 @@ DELEGATED = frozenset(
 Tensors = dict[str, np.ndarray]
 
 
-def trajectory(step: Step, frames: np.ndarray, means: np.ndarray) -> Iterator[Tensors]:
+def trajectory(
+    step: Step, frames: np.ndarray, means: np.ndarray, psf_sigma_px: float = 0.0
+) -> Iterator[Tensors]:
     """Inputs of the step at each frame of a stack, state carried, NHWC with batch 1.
 
     Parameters
@@ -81,11 +81,15 @@ def trajectory(step: Step, frames: np.ndarray, means: np.ndarray) -> Iterator[Te
         The float network.
     frames, means : ndarray
         (T, H, W), normalized.
+    psf_sigma_px : float
+        As it is told; 0 where it is not.
     """
+    psf = np.full((1, 1), psf_sigma_px, np.float32)
     h = np.zeros((1, *step.state_shape(*frames.shape[1:])), np.float32)
     state = {"h": h, "c": h}
     for frame, mean in zip(frames, means, strict=True):
-        inputs = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None], **state}
+        images = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None]}
+        inputs = images | {"psf_sigma_px": psf} | state
         yield inputs
         h, c = step.recur(*(inputs[name] for name in ("frame", "mean", "h", "c")))
         state = {"h": keras.ops.convert_to_numpy(h), "c": keras.ops.convert_to_numpy(c)}
@@ -98,10 +102,14 @@ def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> I
         length = 2 * WINDOW if stream else WINDOW
         seed = (settings.seed, CALIBRATION, k)
         normalization = settings.dataset.normalization
-        example = make_example(settings.forward_model, length, SIZE_PX, stream, seed, normalization)
+        example = make_example(
+            *(settings.forward_model, length, SIZE_PX, stream, seed, normalization),
+            psf_told_fraction=settings.dataset.psf_told_fraction,
+        )
         frames = np.clip(example.frames, *FRAME_RANGE)
         means = np.clip(example.means, *MEAN_RANGE)
-        for index, inputs in enumerate(trajectory(step, frames, means)):
+        steps = trajectory(step, frames, means, example.psf_sigma_px)
+        for index, inputs in enumerate(steps):
             if index in CALIBRATION_FRAMES:
                 yield inputs
 
@@ -117,7 +125,7 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
     state = (1, *step.state_shape(SIZE_PX, SIZE_PX))
     specs = {
         name: tf.TensorSpec(shape, tf.float32, name=name)
-        for name, shape in (size | {"h": state, "c": state}).items()
+        for name, shape in (size | {"psf_sigma_px": (1, 1), "h": state, "c": state}).items()
     }
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()

@@ -78,6 +78,7 @@ def _inputs(network: NetworkSettings) -> dict[str, Any]:
     return {
         "frame": _tensor(frame, "normalized frame"),
         "mean": _tensor(frame, mean),
+        "psf_sigma_px": _tensor((1, 1), "sigma of the PSF in px; 0 where it is not known"),
         "h": _tensor(state, "state, zeros to begin with"),
         "c": _tensor(state, "cell state, zeros to begin with; within -1 and 1"),
     }

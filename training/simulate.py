@@ -21,7 +21,7 @@ PURPOSE = 3  # second word of the seed: none of the training's, validation's or 
 
 def write(stack: Stack, path: Path) -> None:
     """Write frames, (T, H, W) uint16, and beside them the truth, (2H, 2W) float32, as TIFF."""
-    about = json.dumps(stack.about, default=str)
+    about = json.dumps({"psf_sigma_px": stack.psf_sigma_px} | stack.about, default=str)
     tifffile.imwrite(path, stack.frames, imagej=True, metadata={"axes": "TYX", "Info": about})
     truth = path.with_name(f"{path.stem}-truth.tif")
     tifffile.imwrite(truth, stack.truth, imagej=True, metadata={"axes": "YX", "Info": about})

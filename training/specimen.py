@@ -159,7 +159,8 @@ def filled_rods(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     for _ in range(grid.draw_number((100, 800), rng)):
         distance, _, radius = _rod_frame(grid, rng)
         thickness = np.sqrt(np.clip(1 - (distance / radius) ** 2, 0, None))
-        density += rng.uniform(0.5, 1) * thickness * _texture(grid, rng, rng.choice([0.0, 0.4]))
+        texture = _texture(grid, rng, rng.choice([0.0, 0.4]), (1.5, 20))
+        density += rng.uniform(0.5, 1) * thickness * texture
     return _unit_maximum(density)
 
 
@@ -192,6 +193,24 @@ def cells(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         nucleus = _field(grid, rng, rng.uniform(8, 16))
         body *= 1 - rng.uniform(0.3, 0.9) * expit(12 * (nucleus - 1))
     return _unit_maximum(body * _texture(grid, rng, rng.uniform(0.1, 0.8), (0.7, 30)))
+
+
+def rounded_cells(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Rounded bodies, bright where they are thick, with organelles and a nucleus, hardly grainy."""
+    density = np.zeros(grid, np.float32)
+    y, x = grid.coordinates()
+    bend = [rng.uniform(0, 6) * _field(grid, rng, rng.uniform(10, 30)) for _ in range(2)]
+    for cy, cx in grid.points(grid.draw_number((60, 400), rng), rng):
+        turn, axes = rng.uniform(0, np.pi), rng.uniform(16, 80) * np.array([1, rng.uniform(0.5, 1)])
+        v, u = y + bend[0] - cy, x + bend[1] - cx
+        along, across = u * np.cos(turn) + v * np.sin(turn), v * np.cos(turn) - u * np.sin(turn)
+        place = np.hypot(along / axes[0], across / axes[1])  # 1 on the outline
+        thickness = np.clip(1 - place**2, 0, None) ** rng.uniform(0.3, 1.0)
+        nucleus = expit((rng.uniform(0.2, 0.6) - place) * axes[1])
+        density += rng.uniform(0.4, 1) * thickness * (1 + rng.uniform(-0.8, 1.0) * nucleus)
+    organelles = vesicles(grid, rng) if rng.random() < 0.5 else np.zeros(grid, np.float32)
+    density *= 1 + rng.uniform(0, 1.5) * ndimage.gaussian_filter(organelles, rng.uniform(0.5, 3))
+    return _unit_maximum(density * _texture(grid, rng, rng.uniform(0, 0.5), (4, 40)))
 
 
 def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
@@ -236,6 +255,7 @@ CONTINUOUS: dict[str, Family] = {
     "membrane_rods": membrane_rods,
     "vesicles": vesicles,
     "cells": cells,
+    "rounded_cells": rounded_cells,
     "tissue": tissue,
 }
 FAMILIES: dict[str, Family] = THIN | CONTINUOUS

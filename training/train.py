@@ -122,7 +122,14 @@ def _blank(settings: TrainingSettings) -> dict[str, np.ndarray]:
     data = settings.dataset
     frames = np.zeros((data.batch, data.chunk, data.size_px, data.size_px), np.float32)
     ones = np.ones((data.batch, len(data.read_at)), np.float32)
-    return {"frames": frames, "means": frames, "fresh": ones[:, 0], "gain": ones}
+    psf = np.zeros((data.batch, 1), np.float32)
+    return {
+        "frames": frames,
+        "means": frames,
+        "psf_sigma_px": psf,
+        "fresh": ones[:, 0],
+        "gain": ones,
+    }
 
 
 class Validation:
