@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 STREAM_FRAMES = (30, 120)
 FORMS = ("float32", "int8")
+TWIN = "twin, trained on copies of the mean"
 
 GROUPS: dict[str, Callable[[Recipe], bool]] = {
     "thin": lambda recipe: recipe.kind == "thin",
@@ -138,6 +139,15 @@ def model_images(
     return images
 
 
+def told_images(steps: Mapping[str, Step], window: np.ndarray, psf_sigma_px: float) -> Images:
+    """Reconstruct a window with every model that takes the PSF's width, and is told it."""
+    return {
+        f"{name}, window, PSF told": reconstruct_window(step, window, psf_sigma_px).image
+        for name, step in steps.items()
+        if "psf_sigma_px" in step.manifest.inputs
+    }
+
+
 def without_fluctuation(frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Take from a window, (T, H, W), what only its fluctuation tells.
 
@@ -165,8 +175,22 @@ def ablation_images(steps: Mapping[str, Step], window: np.ndarray) -> Images:
     }
 
 
+def twin_images(twin: Step | None, window: np.ndarray) -> Images:
+    """Reconstruct copies of a window's mean with the network that was trained on such alone.
+
+    What ours gains over it is what the fluctuation gives: it is as large, and was trained as long.
+    """
+    if twin is None:
+        return {}
+    copies = without_fluctuation(window, np.random.default_rng(0))["copies of the mean"]
+    return {TWIN: reconstruct_window(twin, copies).image}
+
+
 def stack_images(
-    stack: FrozenStack, steps: Mapping[str, Step], stream_frames: Sequence[int] = STREAM_FRAMES
+    stack: FrozenStack,
+    steps: Mapping[str, Step],
+    stream_frames: Sequence[int] = STREAM_FRAMES,
+    twin: Step | None = None,
 ) -> Images:
     """Reconstruct one stack with every method; baselines see its first 30 frames.
 
@@ -178,6 +202,8 @@ def stack_images(
         The model's forms by name.
     stream_frames : sequence of int
         Numbers of frames after which the stream mode is scored; may be empty.
+    twin : Step, optional
+        See `twin_images`.
 
     Returns
     -------
@@ -187,9 +213,9 @@ def stack_images(
     known = baselines.informed_methods(stack.recipe.psf_sigma_px)
     window = stack.frames[: frozen.FRAMES]  # (30, H, W)
     images = {name: method(window) for name, method in (baselines.methods() | known).items()}
-    return (
-        images | model_images(steps, stack.frames, stream_frames) | ablation_images(steps, window)
-    )
+    images |= model_images(steps, stack.frames, stream_frames)
+    images |= told_images(steps, window, stack.recipe.psf_sigma_px)
+    return images | ablation_images(steps, window) | twin_images(twin, window)
 
 
 def score(stack: FrozenStack, images: Images) -> list[Score]:
@@ -253,6 +279,7 @@ def evaluate_frozen(
     cache: Path | None = frozen.DEFAULT_CACHE,
     chosen: Sequence[Recipe] | None = None,
     keep: Callable[[FrozenStack, Images], None] = lambda stack, images: None,
+    twin: Step | None = None,
 ) -> list[Score]:
     """Score every method on the frozen stacks.
 
@@ -268,6 +295,8 @@ def evaluate_frozen(
         Some of the stacks; default all.
     keep : callable
         Called with each stack and its images, to keep what a picture needs.
+    twin : Step, optional
+        See `twin_images`.
 
     Returns
     -------
@@ -277,7 +306,7 @@ def evaluate_frozen(
     frames = max(frozen.FRAMES, *stream_frames, 1) if steps else frozen.FRAMES
     scores: list[Score] = []
     for stack in frozen.load_all(frames, cache, chosen):
-        images = stack_images(stack, steps, stream_frames)
+        images = stack_images(stack, steps, stream_frames, twin)
         scores += score(stack, images)
         keep(stack, images)
         log.info("%s is scored", stack.recipe.name)
@@ -403,11 +432,15 @@ def load_steps(paths: Sequence[Path]) -> dict[str, Step]:
 
 
 def report_frozen(
-    steps: Mapping[str, Step], folder: Path, stream_frames: Sequence[int], cache: Path | None
+    steps: Mapping[str, Step],
+    folder: Path,
+    stream_frames: Sequence[int],
+    cache: Path | None,
+    twin: Step | None = None,
 ) -> str:
     """Score the frozen stacks; write ``frozen.json``, ``frozen.md`` and pictures into a folder."""
     panels = Panels(steps)
-    scores = evaluate_frozen(steps, stream_frames, cache, keep=panels.keep)
+    scores = evaluate_frozen(steps, stream_frames, cache, keep=panels.keep, twin=twin)
     rows = summarized(scores, frozen.recipes())
     content = {
         "generator": frozen.version_key(),
@@ -471,10 +504,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the stream mode after so many frames (default: 30 120)",
     )
     parser.add_argument("--measured", type=Path, metavar="FILE", help="judge this stack instead")
+    add_twin_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
     parser.add_argument(
         "--cache", type=Path, default=frozen.DEFAULT_CACHE, help="where frozen stacks are kept"
     )
+
+
+def add_twin_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare which model is the twin."""
+    parser.add_argument(
+        "--twin",
+        type=Path,
+        metavar="FILE",
+        help="float32 .tflite file of the twin that was trained on copies of the mean",
+    )
+
+
+def load_twin(path: Path | None) -> Step | None:
+    """Load the twin, where one is named."""
+    return None if path is None else load_step(path)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -484,5 +533,6 @@ def main(args: argparse.Namespace) -> int:
     if args.measured is not None:
         sys.stdout.write(report_measured(steps, args.out, args.measured))
     else:
-        sys.stdout.write(report_frozen(steps, args.out, args.stream_frames, args.cache))
+        twin = load_twin(args.twin)
+        sys.stdout.write(report_frozen(steps, args.out, args.stream_frames, args.cache, twin))
     return 0

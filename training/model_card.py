@@ -14,11 +14,12 @@ from typing import Any
 
 from training import lattice, location, resolution, speed, sweeps
 from training.accuracy import stream_tables
-from training.evaluate import REFERENCE, Row, markdown
+from training.evaluate import REFERENCE, TWIN, Row, markdown
 
 SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
+    TWIN,
 )
 KINDS = ("thin", "continuous")
 PICTURES = ("resolution", "sweeps")  # beside the card, as learn2sofi-VERSION.NAME.png
@@ -39,7 +40,7 @@ on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
 |---|---|
 | Files | {files} |
 | Parameters | {parameters}, in `learn2sofi-{version}.weights.h5` |
-| Input | frame and mean image, normalized as the manifest says; state `h` and `c` |
+| Input | frame and mean image, normalized as the manifest says; sigma of the PSF, 0 where it is not known; state `h` and `c` |
 | Output | image at twice the sampling; times the scale it is in ADU above background |
 | Frames | a window of {frames}, or a stream without end |
 | PSF it was trained for | sigma {sigma} camera px |
@@ -49,8 +50,10 @@ on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
 Mean PSNR in dB over the stacks of each group, as the contract defines it (affine-fitted); number of
 stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
 RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
-stack's true PSF, which no other method is told. *stream 120* has seen 120 frames of the stack, all
+stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
+*Twin*: the same architecture, trained from the same weights for as many updates on copies of the
+mean alone, and fed such; what the network gains over it is what the fluctuation gives.
 
 {table}
 ### int8 against float32
@@ -70,7 +73,7 @@ others its first 30. *Copies of the mean* and *shuffled in time*: the same witho
   the network adds nothing there but its speed.
 - *Copies of the mean* and *shuffled in time* are the same window without its fluctuation, or without
   the correlation of neighbours. Both are unlike what the network was trained on, so that they are
-  no proof of what the fluctuation gives: a twin trained on copies alone, for as long, would be.
+  no proof of what the fluctuation gives: the twin, trained on copies alone for as long, is.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
 - PSF widths outside the range above, specimens that move all the time and saturated frames: not

@@ -264,8 +264,8 @@ class Step(keras.Model):
     """One recurrent step.
 
     Inputs, NHWC: `frame` and `mean`, (B, H, W, 1), normalized; `psf_sigma_px`, (B, 1), 0 where it
-    is not known; the state `h` and `c`, (B, H/2, W/2, 4 filters), folded. Outputs: `image`, (B, 2H, 2W, 1), normalized; `h_out` and
-    `c_out`.
+    is not known; the state `h` and `c`, (B, H/2, W/2, 4 filters), folded. Outputs: `image`,
+    (B, 2H, 2W, 1), normalized; `h_out` and `c_out`.
     """
 
     def __init__(self, settings: NetworkSettings | None = None, **options: Any) -> None:
@@ -335,6 +335,13 @@ class Step(keras.Model):
         return cls(NetworkSettings(**config["settings"]))
 
 
+def as_int8(x: Any, limits: tuple[float, float]) -> Any:
+    """Clip to the limits and round to int8's steps between them."""
+    low, high = limits
+    step = (high - low) / INT8_STEPS
+    return ops.round((ops.clip(x, low, high) - low) / step) * step + low
+
+
 def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -> Step:
     """Make a step with its weights created for frames of height x width."""
     step = Step(settings)
@@ -373,8 +380,8 @@ class Unrolled(keras.Model):
 
     def call(self, inputs: Tensors) -> Any:
         """Run the chunk from the kept state and keep the state at its end."""
-        frames = _as_int8(inputs["frames"], FRAME_RANGE)
-        means = _as_int8(inputs["means"], MEAN_RANGE)
+        frames = as_int8(inputs["frames"], FRAME_RANGE)
+        means = as_int8(inputs["means"], MEAN_RANGE)
         kept = (1 - inputs["fresh"])[:, None, None, None]
         h, c = (ops.stop_gradient(state * kept) for state in (self.h.value, self.c.value))
         images = []
@@ -387,10 +394,3 @@ class Unrolled(keras.Model):
         self.h.assign(h)
         self.c.assign(c)
         return ops.stack(images, axis=1) * inputs["gain"][:, :, None, None]
-
-
-def _as_int8(x: Any, limits: tuple[float, float]) -> Any:
-    """Clip to the limits and round to int8's steps between them."""
-    low, high = limits
-    step = (high - low) / INT8_STEPS
-    return ops.round((ops.clip(x, low, high) - low) / step) * step + low

@@ -198,7 +198,7 @@ def conversion(run: Path) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training quantize``."""
-    parser.add_argument("--run", type=Path, default=Path("runs/streams"), help="folder of the run")
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--weights", choices=["best", "final"], default="best")
     parser.add_argument("--stacks", type=int, default=48, help="stacks to calibrate on")
 

@@ -20,7 +20,7 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.model import EMBEDDED_NAME, MODELS_DIR
+from device.model import EMBEDDED_NAME, MODELS_DIR, Step
 from training import (
     accuracy,
     evaluate,
@@ -158,7 +158,13 @@ def _check_complete(run: Path, version: str) -> None:
             )
 
 
-def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, frames: int) -> None:
+def evaluate_pair(
+    manifest_path: Path,
+    folder: Path,
+    measured: Path | None,
+    frames: int,
+    twin: Step | None = None,
+) -> None:
     """Score both forms; write what the card needs beside the manifest.
 
     Parameters
@@ -171,12 +177,15 @@ def evaluate_pair(manifest_path: Path, folder: Path, measured: Path | None, fram
         A measured stack to judge the pair on.
     frames : int
         Length of the longest stream, see `training.accuracy`.
+    twin : Step, optional
+        See `training.evaluate.twin_images`.
     """
     entries = json.loads(manifest_path.read_text())["files"]
     files = {form: manifest_path.with_name(entry["file"]) for form, entry in entries.items()}
     steps = evaluate.load_steps(list(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
-    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, evaluate.frozen.DEFAULT_CACHE)
+    cache = evaluate.frozen.DEFAULT_CACHE
+    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, cache, twin)
     judged = None
     if measured is not None:
         evaluate.report_measured(steps, folder, measured)
@@ -262,10 +271,11 @@ def write_checksums(folder: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training release``."""
-    parser.add_argument("--run", type=Path, default=Path("runs/streams"), help="folder of the run")
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
+    evaluate.add_twin_argument(parser)
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
     parser.add_argument(
         "--accuracy-frames",
@@ -286,7 +296,10 @@ def main(arguments: argparse.Namespace) -> int:
         path = write_pair(arguments.run, arguments.version, staging)
         add_golden(path)
         if not arguments.no_evaluation:
-            evaluate_pair(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames)
+            evaluate_pair(
+                *(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames),
+                evaluate.load_twin(arguments.twin),
+            )
             write_card(staging)
         write_checksums(staging)
         publish(staging, models)

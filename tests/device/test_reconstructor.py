@@ -211,9 +211,10 @@ def test_previous_is_the_frame_before_in_the_scale_of_now():
         np.testing.assert_array_equal(given, results[index].scaling.normalize(stack[index - 1]))
 
 
-@pytest.mark.parametrize(("given", "expected"), [(None, 2.0), (1.3, 1.3)])
+@pytest.mark.parametrize(("given", "expected"), [(None, 0.0), (1.3, 1.3), (9.0, 3.0)])
 def test_the_psf_width_is_given_to_models_that_ask(given, expected):
-    """Mutation: the width asked for is ignored, or a default other than the range's middle."""
+    """Mutation: the width asked for is ignored, one that is not known is made up, or one that the
+    model was not trained for is told."""
     step = AddingStep(extra=("psf_sigma_px",))
     reconstruct_window(step, _stack(3), psf_sigma_px=given)
     np.testing.assert_array_equal(step.seen[0]["psf_sigma_px"], np.float32([[expected]]))

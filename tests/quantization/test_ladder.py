@@ -15,12 +15,21 @@ from training import quantize
 from training import settings as settings_file
 from training.example import Example, make_example
 from training.forward_model import ForwardModelSettings
-from training.network import NetworkSettings, Step, Unrolled, build_step
+from training.network import (
+    FRAME_RANGE,
+    MEAN_RANGE,
+    NetworkSettings,
+    Step,
+    Unrolled,
+    as_int8,
+    build_step,
+)
 
 SIZE = quantize.SIZE_PX
 FRAMES = 30
-NETWORK = NetworkSettings(filters=1, products=1, head_filters=2, head_layers=1)
+NETWORK = NetworkSettings(head_filters=4, head_layers=1)
 SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
+PSF = np.array([[1.5]], np.float32)
 Series = dict[str, np.ndarray]
 """Of each output of the step its value at every frame, (T, ...)."""
 
@@ -41,20 +50,23 @@ def step() -> Step:
 
 @pytest.fixture(scope="module")
 def example() -> Example:
-    """A stack that calibration does not see, clipped as calibration is."""
+    """A stack that calibration does not see, in the steps that an int8 network has of it."""
     example = make_example(ForwardModelSettings(), FRAMES, SIZE, False, (1, 7, 0))
-    frames = np.clip(example.frames, *quantize.FRAME_RANGE)
-    means = np.clip(example.means, *quantize.MEAN_RANGE)
+    frames, means = (
+        keras.ops.convert_to_numpy(as_int8(images, limits))
+        for images, limits in ((example.frames, FRAME_RANGE), (example.means, MEAN_RANGE))
+    )
     return Example(frames, means, example.scales, example.truth, example.unit)
 
 
-def played(run: object, example: Example, channels: int = 4) -> Series:
-    """Run a step over the stack with carried state."""
+def played(run: object, example: Example) -> Series:
+    """Run a step over the stack with carried state, the PSF told."""
     assert callable(run)
-    state = {name: np.zeros((1, SIZE // 2, SIZE // 2, channels), np.float32) for name in "hc"}
+    state = {name: np.zeros((1, *NETWORK.state_shape(SIZE, SIZE)), np.float32) for name in "hc"}
     outputs: list[Series] = []
     for frame, mean in zip(example.frames, example.means, strict=True):
-        inputs = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None], **state}
+        images = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None]}
+        inputs = images | {"psf_sigma_px": PSF} | state
         result = {name: np.asarray(value) for name, value in run(inputs).items()}
         state = {"h": result["h_out"], "c": result["c_out"]}
         outputs.append(result)
@@ -108,6 +120,7 @@ def test_unrolled_is_the_step(step: Step, example: Example, by_keras: Series) ->
         inputs = {
             "frames": example.frames[None, k * chunk : (k + 1) * chunk],
             "means": example.means[None, k * chunk : (k + 1) * chunk],
+            "psf_sigma_px": PSF,
             "fresh": np.array([k == 0], np.float32),
             "gain": np.ones((1, chunk), np.float32),
         }

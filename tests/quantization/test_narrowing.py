@@ -10,7 +10,8 @@ from training.narrowing import GATE_RANGE, PARTIAL_RANGE, narrowed
 from training.network import NetworkSettings, build_step
 from training.quantize import SIZE_PX, convert, operators, trajectory
 
-SETTINGS = NetworkSettings(filters=1, products=1, head_filters=1, head_layers=0)
+BLIND = np.zeros((1, 1), np.float32)
+SETTINGS = NetworkSettings(head_filters=4, head_layers=0)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def candidates_and_gates(model, frames):
     h = c = state
     mean = frames.mean(0)[None, :, :, None]
     for frame in frames:
-        out = runner(frame=frame[None, :, :, None], mean=mean, h=h, c=c)
+        out = runner(frame=frame[None, :, :, None], mean=mean, psf_sigma_px=BLIND, h=h, c=c)
         h, c = out["h_out"], out["c_out"]
     return c[0]
 
@@ -91,7 +92,7 @@ def test_the_images_range_ends_at_the_limit(wide, monkeypatch):
     mean[:, 96:] = 0.0
     state = np.zeros((1, *SETTINGS.state_shape(SIZE_PX, SIZE_PX)), np.float32)
     runner = Interpreter(model_content=model).get_signature_runner("step")
-    image = runner(frame=mean, mean=mean, h=state, c=state)["image"][0, :, :, 0]
+    image = runner(frame=mean, mean=mean, psf_sigma_px=BLIND, h=state, c=state)["image"][0, :, :, 0]
     assert image[:120].max() == pytest.approx(0.5, abs=0.004)
     assert image[140:180, 10:-10].mean() == pytest.approx(0.3, abs=0.01)
     assert image[204:].max() == 0

@@ -162,7 +162,7 @@ def test_training_validation_and_calibration_never_share_a_specimen(
     monkeypatch.setattr(dataset, "make_example", recorded("validation"))
     validation_set(MODEL, SMALL.model_copy(update={"validation_stacks": 200}), seed=1)
     monkeypatch.setattr(quantize, "make_example", recorded("calibration"))
-    step = build_step(NetworkSettings(filters=1, products=1, head_filters=4, head_layers=0), 16, 16)
+    step = build_step(NetworkSettings(head_filters=4, head_layers=0), 16, 16)
     monkeypatch.setattr(quantize, "trajectory", lambda *_: iter(()))
     list(quantize.representative_set(step, settings_file.load("base"), 200))
 

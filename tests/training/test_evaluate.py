@@ -25,9 +25,10 @@ class SummingStep:
 
     sha256 = "0" * 64
 
-    def __init__(self, name: str = "summing") -> None:
+    def __init__(self, name: str = "summing", takes_psf: bool = False) -> None:
         self.name = name
         frame = {"shape": (1, 128, 128, 1)}
+        psf = {"psf_sigma_px": {"shape": (1, 1)}} if takes_psf else {}
         self.manifest = Manifest(
             format=1,
             name=name,
@@ -36,7 +37,7 @@ class SummingStep:
             frames=30,
             upsampling=2,
             size_multiple=2,
-            inputs={"frame": frame, "mean": frame, "h": frame},
+            inputs={"frame": frame, "mean": frame, "h": frame, **psf},
             outputs={"image": {"shape": (1, 256, 256, 1)}, "h_out": frame},
             state={"h": "h_out"},
             normalization={
@@ -48,6 +49,7 @@ class SummingStep:
         )
         self.size = (0, 0)
         self.steps = 0
+        self.told: set[float] = set()
 
     def resize(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -57,6 +59,7 @@ class SummingStep:
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         self.steps += 1
+        self.told |= {float(x) for x in inputs.get("psf_sigma_px", np.zeros(0)).ravel()}
         h_out = inputs["h"] + inputs["frame"]
         return {"image": h_out.repeat(2, axis=1).repeat(2, axis=2), "h_out": h_out}
 
@@ -84,6 +87,27 @@ def test_stack_is_scored_in_every_mode_and_by_the_same_frames() -> None:
     # The stream's frames are scaled by other statistics each, so nearly the sum, not exactly.
     assert metrics.pearson(images["ours, stream 40"], doubled) > 0.98
     assert not np.array_equal(images["ours, stream 40"], images["ours, stream 30"])
+
+
+def test_only_one_row_is_told_the_psf() -> None:
+    """Catches a blind row that is told, and a told one that is blind."""
+    blind, taking = SummingStep("blind"), SummingStep("taking", takes_psf=True)
+    stack = frozen.generate(SMALL[0], 30)
+    images = evaluate.stack_images(stack, {"blind": blind, "taking": taking}, ())
+    told = [method for method in images if method.endswith("PSF told")]
+    assert told == ["taking, window, PSF told"]
+    assert taking.told == {0.0, np.float32(stack.recipe.psf_sigma_px)}
+    evaluate.model_images({"taking": (again := SummingStep("again", True))}, stack.frames, ())
+    assert again.told == {0.0}
+
+
+def test_the_twin_sees_the_mean_alone() -> None:
+    """Catches a twin that is fed the frames; its image is 30 times the mean, enlarged."""
+    stack = frozen.generate(SMALL[0], 30)
+    images = evaluate.stack_images(stack, {}, (), SummingStep())
+    doubled = stack.frames.astype(float).mean(0).repeat(2, 0).repeat(2, 1)
+    assert metrics.pearson(images[evaluate.TWIN], doubled) == pytest.approx(1.0, abs=1e-6)
+    assert evaluate.TWIN not in evaluate.stack_images(stack, {}, ())
 
 
 def test_what_fluctuation_tells_is_taken_and_the_rest_stays() -> None:

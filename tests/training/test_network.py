@@ -7,9 +7,17 @@ import keras
 import numpy as np
 import pytest
 
-from training.network import FoldedConv2D, NetworkSettings, Step, Unrolled, build_step
+from training.network import (
+    FRAME_RANGE,
+    MEAN_RANGE,
+    FoldedConv2D,
+    NetworkSettings,
+    Step,
+    Unrolled,
+    build_step,
+)
 
-TINY = NetworkSettings(filters=1, products=1, head_filters=2, head_layers=1)
+TINY = NetworkSettings(head_filters=4, head_layers=1)
 Arrays = dict[str, np.ndarray]
 
 
@@ -28,8 +36,15 @@ def step() -> Step:
     return randomized(build_step(TINY, 16, 20), 1)
 
 
-def run(step: Step, frame: np.ndarray, mean: np.ndarray, state: Arrays) -> Arrays:
-    inputs = {"frame": frame[..., None], "mean": mean[..., None], **state}
+def run(
+    step: Step,
+    frame: np.ndarray,
+    mean: np.ndarray,
+    state: Arrays,
+    psf_sigma_px: float | np.ndarray = 0.0,
+) -> Arrays:
+    psf = np.full((len(frame), 1), psf_sigma_px, np.float32)
+    inputs = {"frame": frame[..., None], "mean": mean[..., None], "psf_sigma_px": psf, **state}
     return {name: keras.ops.convert_to_numpy(value) for name, value in step(inputs).items()}
 
 
@@ -62,8 +77,8 @@ def test_shapes_are_those_of_the_contract(step: Step) -> None:
     shapes = {name: value.shape for name, value in outputs.items()}
     assert shapes == {
         "image": (1, 32, 40, 1),
-        "h_out": (1, 8, 10, 4),
-        "c_out": (1, 8, 10, 4),
+        "h_out": (1, 8, 10, 16),
+        "c_out": (1, 8, 10, 16),
     }
 
 
@@ -121,18 +136,47 @@ def test_a_shifted_scene_gives_a_shifted_image(step: Step, dy: int, dx: int) -> 
 
 @pytest.mark.parametrize(("size_px", "groups"), [(3, 1), (5, 1), (5, 3)])
 def test_a_folded_convolution_is_one_at_full_sampling(size_px: int, groups: int) -> None:
-    """Catches phases in another order, a mirrored kernel and groups that are mixed up."""
+    """The first channel of every set of four, whose kernel is as it is stored.
+
+    Catches phases in another order, a mirrored kernel and groups that are mixed up.
+    """
     rng = np.random.default_rng(8)
-    layer = FoldedConv2D(2, groups, size_px, bias_initializer="normal")
-    image = rng.normal(0, 1, (1, 12, 16, 3)).astype(np.float32)
-    folded = layer(keras.ops.space_to_depth(image, 2))  # (1, 6, 8, groups x 4 x 2)
+    layer = FoldedConv2D(8, groups, size_px, bias_initializer="normal")
+    image = rng.normal(0, 1, (1, 12, 16, 4)).astype(np.float32)
+    folded = layer(keras.ops.space_to_depth(image, 2))  # (1, 6, 8, groups x 4 x 8)
     plain = keras.ops.conv(image, layer.kernel, padding="same") + layer.bias
     for group, part in enumerate(keras.ops.split(folded, groups, axis=-1)):
         np.testing.assert_allclose(
-            keras.ops.depth_to_space(part, 2),
+            keras.ops.depth_to_space(part, 2)[..., :2],
             plain[..., 2 * group : 2 * group + 2],
             atol=1e-5,
         )
+
+
+@pytest.mark.parametrize("axes", [(1,), (2,), (1, 2)])
+def test_a_mirrored_sample_gives_the_mirrored_image(step: Step, axes: tuple[int, ...]) -> None:
+    """After three frames, with the PSF told. Catches a kernel that is mirrored along the wrong axis
+    or not at all, and mirrored channels taken for each other."""
+    rng = np.random.default_rng(11)
+    scene = rng.random((3, 2, 1, 16, 20), np.float32)
+    images = []
+    for axis in ((), axes):
+        state = zero_state(step, 1, 16, 20)
+        for frame, mean in np.flip(scene, [2 + a for a in axis]):
+            outputs = run(step, frame, mean, state, psf_sigma_px=1.4)
+            state = {"h": outputs["h_out"], "c": outputs["c_out"]}
+        images.append(outputs["image"])
+    np.testing.assert_allclose(np.flip(images[0], axes), images[1], atol=1e-5)
+    assert np.abs(images[0] - images[1]).max() > 0.1
+
+
+def test_the_psf_changes_the_image(step: Step) -> None:
+    """Catches an input that is asked for and not used, and one that is used in part of a batch."""
+    frame, mean = np.random.default_rng(12).random((2, 2, 16, 20), np.float32)
+    state = zero_state(step, 2, 16, 20)
+    unknown, narrow, wide = (run(step, frame, mean, state, psf)["image"] for psf in (0, 1, 2.5))
+    for one, other in ((unknown, narrow), (narrow, wide)):
+        assert (np.abs(one - other).max(axis=(1, 2, 3)) > 0.01).all()
 
 
 def test_several_inputs_are_convolved_as_if_they_were_joined() -> None:
@@ -141,12 +185,12 @@ def test_several_inputs_are_convolved_as_if_they_were_joined() -> None:
     `space_to_depth` of joined channels interleaves them, phase by phase.
     """
     rng = np.random.default_rng(9)
-    one, two = (rng.normal(0, 1, (1, 8, 8, c)).astype(np.float32) for c in (1, 2))
-    layer = FoldedConv2D(2, bias_initializer="normal")
+    one, two = (rng.normal(0, 1, (1, 8, 8, c)).astype(np.float32) for c in (1, 4))
+    layer = FoldedConv2D(4, bias_initializer="normal")
     separate = layer([keras.ops.space_to_depth(each, 2) for each in (one, two)])
     plain = keras.ops.conv(np.concatenate([one, two], -1), layer.kernel, padding="same")
-    expected = keras.ops.space_to_depth(plain + layer.bias, 2)
-    np.testing.assert_allclose(separate, expected, atol=1e-5)
+    first = keras.ops.depth_to_space(separate, 2)[..., :1]  # whose kernel is as it is stored
+    np.testing.assert_allclose(first, plain + layer.bias, atol=1e-5)
 
 
 def test_no_image_is_negative(step: Step) -> None:
@@ -200,6 +244,7 @@ def inputs_of(series: np.ndarray, reads: int, fresh: tuple[float, float] = (1, 1
     return {
         "frames": series[0],
         "means": series[1],
+        "psf_sigma_px": np.array([[0.0], [1.4]], np.float32),
         "fresh": np.array(fresh, np.float32),
         "gain": np.ones((2, reads), np.float32),
     }
@@ -207,8 +252,11 @@ def inputs_of(series: np.ndarray, reads: int, fresh: tuple[float, float] = (1, 1
 
 @pytest.fixture(scope="module")
 def series() -> np.ndarray:
-    """Frames and means of two places, (2, B, 6, 16, 20)."""
-    return np.random.default_rng(7).random((2, 2, 6, 16, 20), np.float32)
+    """Frames and means of two places, (2, B, 6, 16, 20), on both grids of int8 steps."""
+    steps = np.random.default_rng(7).integers(0, 50, (2, 2, 6, 16, 20))
+    low = np.array([FRAME_RANGE[0], MEAN_RANGE[0]]).reshape(2, 1, 1, 1, 1)
+    size = np.ptp([FRAME_RANGE, MEAN_RANGE], axis=1).reshape(2, 1, 1, 1, 1) / 255
+    return (low + steps * size).astype(np.float32)
 
 
 def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
@@ -222,12 +270,24 @@ def test_unrolled_is_the_step_run_frame_by_frame(step: Step, series: np.ndarray)
     read = images(network, inputs)
     state = zero_state(step, 2, 16, 20)
     for k in range(6):
-        outputs = run(step, series[0, :, k], series[1, :, k], state)
+        psf = inputs["psf_sigma_px"]
+        outputs = run(step, series[0, :, k], series[1, :, k], state, psf)
         state = {"h": outputs["h_out"], "c": outputs["c_out"]}
         if k in (2, 5):
             n = (2, 5).index(k)
             expected = outputs["image"][..., 0] * inputs["gain"][:, n, None, None]
             np.testing.assert_allclose(read[:, n], expected, atol=1e-4)
+
+
+def test_training_sees_the_steps_of_an_int8_input(step: Step, series: np.ndarray) -> None:
+    """A quarter of a step changes nothing, a whole one does. Catches rounding that is left out."""
+    inputs, quarter = inputs_of(series, 1), 0.25 * np.ptp(MEAN_RANGE) / 255
+    images_of = [
+        images(unrolled(step, (5,), 6), inputs | {"means": series[1] + np.float32(add)})
+        for add in (0, quarter, 4 * quarter)
+    ]
+    np.testing.assert_allclose(images_of[1], images_of[0], atol=1e-4)
+    assert np.abs(images_of[2] - images_of[0]).max() > 1e-3
 
 
 def test_chunks_go_on_where_the_last_one_ended(step: Step, series: np.ndarray) -> None:

@@ -115,23 +115,25 @@ def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def step() -> Step:
-    """An untrained step of one channel per pixel."""
-    return build_step(NetworkSettings(filters=1, products=1, head_filters=4, head_layers=0), 16, 16)
+    """An untrained step of one set of mirrored channels."""
+    return build_step(NetworkSettings(head_filters=4, head_layers=0), 16, 16)
 
 
 def test_a_trajectory_carries_the_state(step: Step) -> None:
     """Catches calibration that sees zero states only: c would saturate at run time."""
     frames = np.random.default_rng(3).random((4, 16, 16), np.float32)
-    seen = list(quantize.trajectory(step, frames, frames * 0))
+    seen = list(quantize.trajectory(step, frames, frames * 0, 1.4))
     assert not seen[0]["h"].any()
     for k, inputs in enumerate(seen):
         assert {name: array.shape for name, array in inputs.items()} == {
             "frame": (1, 16, 16, 1),
             "mean": (1, 16, 16, 1),
-            "h": (1, 8, 8, 4),
-            "c": (1, 8, 8, 4),
+            "psf_sigma_px": (1, 1),
+            "h": (1, 8, 8, 16),
+            "c": (1, 8, 8, 16),
         }
         np.testing.assert_array_equal(inputs["frame"][0, :, :, 0], frames[k])
+        assert inputs["psf_sigma_px"] == np.float32(1.4)
         if k:
             outputs = step(seen[k - 1])
             np.testing.assert_allclose(inputs["h"], outputs["h_out"], atol=1e-6)

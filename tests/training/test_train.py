@@ -303,7 +303,7 @@ def test_weights_of_another_network_are_refused(
 ) -> None:
     """Mutation: the error of the file's library instead of a sentence."""
     settings = settings_file.load(str(tiny_settings))
-    larger = settings.model_copy(update={"network": NetworkSettings(filters=5, products=2)})
+    larger = settings.model_copy(update={"network": NetworkSettings(filters=8, products=4)})
     run = Run(tmp_path / "second")
     run.begin("tiny", larger)
     network = train.make_network(larger)
