@@ -57,6 +57,14 @@ class SpeckleExcitation:
 
 
 @dataclass(frozen=True)
+class BlinkingUnderSpeckle:
+    """Both together: emitters that blink of themselves, excited unevenly."""
+
+    blinking: Blinking
+    excitation: SpeckleExcitation
+
+
+@dataclass(frozen=True)
 class Blinking:
     """Two-state emitters: on and off, as a continuous-time Markov chain seen by exposures.
 

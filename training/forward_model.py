@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
-from training.fluctuation import Blinking, SpeckleExcitation
+from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitation
 from training.optics import UPSAMPLING, image_formation, target_image
 from training.processing import Processing
 from training.sensor import Sensor
@@ -25,6 +25,7 @@ STRENGTH_SPREAD = 0.3
 
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
+Fluctuation = Blinking | SpeckleExcitation | BlinkingUnderSpeckle
 Psf = list[tuple[float, float]]
 """Gaussian parts of a PSF: share of the light, standard deviation in camera px."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -84,6 +85,8 @@ class ForwardModelSettings(BaseModel):
     """Uniform, both ends included."""
     blinking_fraction: Fraction = 0.5
     """Part of the stacks in which the emitters blink; in the others the excitation fluctuates."""
+    both_fluctuations_fraction: Fraction = 0.0
+    """Part of the stacks in which both do."""
     on_fraction: Range = (0.02, 0.5)
     """Of blinking emitters, log-uniform."""
     on_time_frames: Range = (0.3, 8.0)
@@ -214,17 +217,27 @@ def draw_specimen(
     return str(family), kind[family](grid, rng)
 
 
-def draw_fluctuation(
-    settings: ForwardModelSettings, rng: np.random.Generator
-) -> Blinking | SpeckleExcitation:
+def draw_fluctuation(settings: ForwardModelSettings, rng: np.random.Generator) -> Fluctuation:
     """Draw how the light fluctuates."""
+    if rng.random() < settings.both_fluctuations_fraction:
+        return BlinkingUnderSpeckle(draw_blinking(settings, rng), draw_excitation(settings, rng))
     if rng.random() < settings.blinking_fraction:
-        bleaches = rng.random() < settings.bleaching_fraction
-        return Blinking(
-            on_fraction=_log_uniform(settings.on_fraction, rng),
-            on_time_frames=_log_uniform(settings.on_time_frames, rng),
-            bleach_time_frames=_log_uniform((60, 600), rng) if bleaches else np.inf,
-        )
+        return draw_blinking(settings, rng)
+    return draw_excitation(settings, rng)
+
+
+def draw_blinking(settings: ForwardModelSettings, rng: np.random.Generator) -> Blinking:
+    """Draw how the emitters blink, and whether they bleach."""
+    bleaches = rng.random() < settings.bleaching_fraction
+    return Blinking(
+        on_fraction=_log_uniform(settings.on_fraction, rng),
+        on_time_frames=_log_uniform(settings.on_time_frames, rng),
+        bleach_time_frames=_log_uniform((60, 600), rng) if bleaches else np.inf,
+    )
+
+
+def draw_excitation(settings: ForwardModelSettings, rng: np.random.Generator) -> SpeckleExcitation:
+    """Draw the speckle of the excitation, from a waveguide or through an objective."""
     through_objective = bool(rng.random() < settings.diffuser_fraction)
     return SpeckleExcitation(
         modes=round(_log_uniform(settings.speckle_modes, rng)),
@@ -237,7 +250,7 @@ def draw_fluctuation(
 
 
 def fluctuate(
-    fluctuation: Blinking | SpeckleExcitation,
+    fluctuation: Fluctuation,
     density: np.ndarray,
     frames: int,
     settings: ForwardModelSettings,
@@ -250,6 +263,9 @@ def fluctuate(
     """
     if isinstance(fluctuation, SpeckleExcitation):
         return density * fluctuation.patterns(frames, density.shape, rng), density
+    if isinstance(fluctuation, BlinkingUnderSpeckle):
+        emission, brightness = fluctuate(fluctuation.blinking, density, frames, settings, rng)
+        return emission * fluctuation.excitation.patterns(frames, density.shape, rng), brightness
     labelled = float(density.sum()) ** 2 / max(float((density**2).sum()), 1e-12)  # px
     emitters = max(20, round(labelled * _log_uniform(settings.emitters_per_px, rng)))
     return blink(fluctuation, density, emitters, frames, rng)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import j0, j1
 
 from training.fluctuation import Blinking, SpeckleExcitation
 
@@ -148,3 +149,22 @@ def test_a_seed_is_a_fluctuation() -> None:
         assert a.shape == (3, 8, 9)
         assert a.dtype == np.float32
         assert np.array_equal(a, b) == (one == two)
+
+
+@pytest.mark.parametrize("through_objective", [False, True])
+def test_speckle_has_the_grain_of_its_aperture(through_objective: bool) -> None:
+    """Goodman, Speckle Phenomena in Optics: the intensity correlates over a distance r as
+    ``J0(k r)^2`` behind a ring of directions, ``(2 J1(k r) / (k r))^2`` behind a full aperture.
+
+    Mutation: frequencies evenly over the aperture's radius instead of its area. 20 sets of 60 waves
+    leave an error of some 0.03.
+    """
+    k, lags = np.pi / 6, np.array([2, 4, 6, 8])
+    found = []
+    for seed in range(20):
+        waves = SpeckleExcitation(60, 6.0, np.pi, 4.0, 1.0, fills_aperture=through_objective)
+        patterns = waves.patterns(60, (48, 48), np.random.default_rng(seed)) - 1
+        products = [(patterns[:, :, :-lag] * patterns[:, :, lag:]).mean() for lag in lags]
+        found.append(np.array(products) / (patterns**2).mean())
+    expected = 2 * j1(k * lags) / (k * lags) if through_objective else j0(k * lags)
+    np.testing.assert_allclose(np.mean(found, axis=0), expected**2, atol=0.07)

@@ -9,13 +9,26 @@ import pytest
 from pydantic import ValidationError
 
 from training import forward_model
-from training.fluctuation import Blinking, SpeckleExcitation
-from training.forward_model import ForwardModelSettings, Stack, draw_fluctuation, simulate
+from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitation
+from training.forward_model import (
+    ForwardModelSettings,
+    Stack,
+    draw_fluctuation,
+    fluctuate,
+    simulate,
+)
 from training.specimen import FAMILIES, Grid
 
-# Nothing but the specimen: no fluctuation, next to no background, a converter that rounds finely.
+# Nothing but the specimen: no fluctuation, next to no background, a sensor without faults whose
+# converter rounds finely.
 PLAIN: dict[str, Any] = {
     "psf_sigma_px": (1.3, 1.3),
+    "halo_probability": 0.0,
+    "response_spread": (1e-6, 1e-6),
+    "hot_pixel_probability": 0.0,
+    "bayer_probability": 0.0,
+    "resampling_probability": 0.0,
+    "jpeg_probability": 0.0,
     "photons": (400.0, 400.0),
     "background": (1e-6, 1e-6),
     "haze_probability": 0.0,
@@ -138,7 +151,8 @@ def test_an_emitter_is_seen_where_the_truth_has_it(
     density = np.zeros((64, 64), np.float32)
     density[at] = 1.0
     stack = stack_of(density, monkeypatch, 80, 32, settings | {"photons": (2000.0, 2000.0)})
-    image = stack.frames.mean(axis=0) - sensor_of(stack).offset_adu  # (H, W)
+    dark = np.rint(sensor_of(stack).offset_adu)  # without noise every dark pixel is rounded alike
+    image = stack.frames.mean(axis=0) - dark  # (H, W)
     for axis in (0, 1):
         seen, true = (np.asarray(i.sum(axis=1 - axis), float) for i in (image, stack.truth))
         camera = np.sum(np.arange(32) * seen) / seen.sum()
@@ -277,3 +291,23 @@ def test_a_dense_label_bleaches_as_a_sparse_one(monkeypatch: pytest.MonkeyPatch)
     emission, brightness = forward_model.blink(blinking, np.ones((20, 20)), 50_000, 120, rng)
     expected = brightness.mean() * np.exp(-np.arange(120) / 40)
     np.testing.assert_allclose(emission.mean(axis=(1, 2)), expected, rtol=0.1)
+
+
+def test_emitters_that_blink_under_speckle_are_as_bright_as_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches an excitation that is added instead of multiplied, and one that changes the truth.
+
+    Both fluctuate more than either: under the same seed the mean stays, the variance does not.
+    """
+    density, rng = np.ones((64, 64), np.float32), np.random.default_rng
+    settings = ForwardModelSettings(emitters_per_px=(2.0, 2.0))
+    blinking = Blinking(on_fraction=0.3, on_time_frames=1.0)
+    speckle = SpeckleExcitation(40, 4.0, np.pi, 4.0, 1.0)
+    alone, truth = fluctuate(blinking, density, 200, settings, rng(1))
+    both, same = fluctuate(BlinkingUnderSpeckle(blinking, speckle), density, 200, settings, rng(1))
+    np.testing.assert_array_equal(truth, same)
+    assert both.mean() == pytest.approx(alone.mean(), rel=0.05)
+    # <b^2> <s^2> - <b>^2 <s>^2 with <s^2> = 2 <s>^2 for full speckle
+    expected = 2 * np.mean(alone**2, axis=0) - np.mean(alone, axis=0) ** 2
+    assert np.mean(both.var(axis=0)) == pytest.approx(expected.mean(), rel=0.15)
