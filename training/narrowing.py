@@ -1,10 +1,10 @@
-"""Narrow the int8 ranges that a calibration by minimum and maximum leaves too wide.
+"""Set the int8 ranges that a calibration by minimum and maximum leaves too wide, or too narrow.
 
-The converter gives every tensor the range of all that it ever saw. Three kinds of tensor do not
-need it: what goes into the sigmoid or the tanh of a gate, which are flat beyond `GATE_RANGE`, the
-products of fluctuations, and the image. They are large on a rare bright spot, and cost all other
-pixels their resolution. The scales are rewritten in the file: int8 saturates by itself at the new
-range, so that no operator is added.
+The converter gives every tensor the range of all that it ever saw. What goes into the sigmoid or
+the tanh of a gate, flat beyond `GATE_RANGE`, and the products of fluctuations do not need it: they
+are large on a rare bright spot, and cost all other pixels their resolution. The head was trained
+within fixed ranges (`training.network`), and gets these. The scales are rewritten in the file: int8
+saturates by itself at the new range, so that no operator is added.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from training.network import ACTIVATION_RANGE, CONVOLUTION_RANGE, SUMMAND_RANGE
+
 GATE_RANGE = 6.0  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 PARTIAL_RANGE = 7.0  # of the summands, which may cancel
 PRODUCT_RANGE = 8.0
-IMAGE_LIMIT = 9.0  # normalized; a single point in an empty field may be brighter, and is drawn flat
+BEYOND_RANGE = (0.0, 12.0)  # of the correction's second part: points up to 15 above the mean
 
 Graph = Any  # schema.SubGraphT: the generated classes have no types
 Operator = Any
 
 
 def narrowed(model: bytes) -> bytes:
-    """Rewrite the ranges of the products, of what goes into the gates and of the image.
+    """Rewrite the ranges of the products, of what goes into the gates and of the head.
 
     Parameters
     ----------
@@ -41,18 +43,12 @@ def narrowed(model: bytes) -> bytes:
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
     graph = parsed.subgraphs[0]
     kinds = _Kinds(parsed)
-    for split in kinds.of(graph, "SPLIT"):
-        if not kinds.feeds(graph, split, "LOGISTIC"):
-            continue
-        total = split.inputs[1]
-        for tensor in (total, *split.outputs):
-            _set_range(graph, tensor, GATE_RANGE)
-        for summand in _summands(graph, kinds, total):
-            _set_range(graph, summand, PARTIAL_RANGE)
+    _narrow_gates(graph, kinds)
     for product in kinds.of(graph, "MUL"):
         if kinds.feeds(graph, product, "CONV_2D"):
-            _set_range(graph, product.outputs[0], PRODUCT_RANGE)
-    _limit_image(graph, kinds)
+            _limit(graph, product.outputs[0], PRODUCT_RANGE)
+    _set_head(graph, kinds)
+    _set_beyond(graph, kinds)
     _renew_bias_scales(parsed, graph, kinds)
     builder = flatbuffers.Builder(len(model) + 65536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
@@ -77,11 +73,28 @@ class _Kinds:
         return self._names[operator.opcodeIndex]
 
     def of(self, graph: Graph, name: str) -> list[Operator]:
-        return [op for op in graph.operators if self.name(op) == name]
+        """List the int8 operators of a name."""
+        return [
+            op
+            for op in graph.operators
+            if self.name(op) == name and graph.tensors[op.outputs[0]].type == schema.TensorType.INT8
+        ]
 
     def feeds(self, graph: Graph, operator: Operator, name: str) -> bool:
         outputs = {*operator.outputs}
         return any(outputs & {*consumer.inputs} for consumer in self.of(graph, name))
+
+
+def _narrow_gates(graph: Graph, kinds: _Kinds) -> None:
+    """Limit the sum that is split into the gates, and its summands."""
+    for split in kinds.of(graph, "SPLIT"):
+        if not kinds.feeds(graph, split, "LOGISTIC"):
+            continue
+        total = split.inputs[1]
+        for tensor in (total, *split.outputs):
+            _limit(graph, tensor, GATE_RANGE)
+        for summand in _summands(graph, kinds, total):
+            _limit(graph, summand, PARTIAL_RANGE)
 
 
 def _summands(graph: Graph, kinds: _Kinds, tensor: int) -> Iterator[int]:
@@ -93,31 +106,61 @@ def _summands(graph: Graph, kinds: _Kinds, tensor: int) -> Iterator[int]:
                 yield from _summands(graph, kinds, part)
 
 
-def _set_range(graph: Graph, tensor: int, limit: float) -> None:
-    """Make a tensor's range -limit .. limit, unless it is narrower."""
-    quantization = graph.tensors[tensor].quantization
-    if quantization.scale[0] * 127.5 > limit:
-        quantization.scale = np.array([limit / 127.5], np.float32)
-        quantization.zeroPoint = np.array([0], np.int64)
+def _set_head(graph: Graph, kinds: _Kinds) -> None:
+    """Give activations, what is added to them, and what is scaled before, their ranges."""
+    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D")):
+        if op.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.RELU6:
+            _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
+    for scaled in kinds.of(graph, "MUL"):
+        for shifted in kinds.of(graph, "ADD"):
+            if scaled.outputs[0] not in shifted.inputs or not _is_head(graph, kinds, shifted):
+                continue
+            _limit(graph, scaled.inputs[0], CONVOLUTION_RANGE[1])
+            _limit(graph, scaled.outputs[0], CONVOLUTION_RANGE[1])
+            if shifted.builtinOptions.fusedActivationFunction == 0:
+                _limit(graph, shifted.outputs[0], SUMMAND_RANGE[1])
+    _follow_enlarging(graph, kinds)
 
 
-def _limit_image(graph: Graph, kinds: _Kinds) -> None:
-    """Cut the range of the image, of its phases and of the two that are added up to them."""
+def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:
+    """Whether a sum is, or is added to, an activation that ends at 6."""
+    sums = [shifted, *(op for op in kinds.of(graph, "ADD") if shifted.outputs[0] in op.inputs)]
+    relu6 = schema.ActivationFunctionType.RELU6
+    return any(op.builtinOptions.fusedActivationFunction == relu6 for op in sums)
+
+
+def _set_beyond(graph: Graph, kinds: _Kinds) -> None:
+    """Give the correction's second part its range."""
+    for conv in kinds.of(graph, "CONV_2D"):
+        ends_at_0 = (
+            conv.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.RELU
+        )
+        if ends_at_0 and kinds.feeds(graph, conv, "DEPTH_TO_SPACE"):
+            _set_range(graph, conv.outputs[0], *BEYOND_RANGE)
+    _follow_enlarging(graph, kinds)
+
+
+def _follow_enlarging(graph: Graph, kinds: _Kinds) -> None:
+    """What is enlarged keeps its range."""
     for arranged in kinds.of(graph, "DEPTH_TO_SPACE"):
-        (phases,) = arranged.inputs
-        for tensor in (*arranged.outputs, phases, *_summands(graph, kinds, phases)):
-            _set_limit(graph, tensor, IMAGE_LIMIT)
+        given = graph.tensors[arranged.inputs[0]].quantization
+        made = graph.tensors[arranged.outputs[0]].quantization
+        made.scale, made.zeroPoint = given.scale.copy(), given.zeroPoint.copy()
 
 
-def _set_limit(graph: Graph, tensor: int, limit: float) -> None:
-    """Let a tensor's range end at the limit, unless it ends before; it begins where it did."""
+def _limit(graph: Graph, tensor: int, limit: float) -> None:
+    """Make a tensor's range -limit .. limit, unless it is narrower."""
+    if graph.tensors[tensor].quantization.scale[0] * 127.5 > limit:
+        _set_range(graph, tensor, -limit, limit)
+
+
+def _set_range(graph: Graph, tensor: int, low: float, high: float) -> None:
+    """Make a tensor's range low .. high; 0 stays exact."""
+    scale = (high - low) / 255
     quantization = graph.tensors[tensor].quantization
-    scale, zero = float(quantization.scale[0]), int(quantization.zeroPoint[0])
-    low, high = (-128 - zero) * scale, (127 - zero) * scale
-    if high > limit:
-        scale = (limit - low) / 255
-        quantization.scale = np.array([scale], np.float32)
-        quantization.zeroPoint = np.array([round(-128 - low / scale)], np.int64)
+    quantization.scale = np.array([scale], np.float32)
+    zero = 0 if low == -high else round(-128 - low / scale)
+    quantization.zeroPoint = np.array([zero], np.int64)
 
 
 def _renew_bias_scales(parsed: Any, graph: Graph, kinds: _Kinds) -> None:

@@ -35,6 +35,7 @@ int8 (see the op gate in `quantize.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -43,6 +44,8 @@ from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field
 
 Tensors = dict[str, Any]
+Rounding = Callable[[Any, tuple[float, float]], Any]
+"""What is done to a tensor of the network that lies between these limits."""
 
 
 class NetworkSettings(BaseModel):
@@ -72,6 +75,11 @@ UPSAMPLING = 2
 FRAME_RANGE = (-1.0, 4.0)  # normalized; beyond it an int8 step saturates
 MEAN_RANGE = (-0.2, 2.5)  # the same of the mean
 INT8_STEPS = 255
+STATE_RANGE = (-1.0, 1.0)
+ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
+LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
+SUMMAND_RANGE = (-6.0, 6.0)  # of what is added to an activation, which ends at 0 and at 6
+CONVOLUTION_RANGE = (-8.0, 8.0)  # of what is scaled and shifted before
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
@@ -163,15 +171,16 @@ class FoldedConv2D(layers.Layer):
         outputs = self.groups * FOLD**2 * self.filters
         return ops.reshape(taps, (3, 3, FOLD**2 * channels, outputs))
 
-    def call(self, x: Any) -> Any:
-        """Convolve, sum up, and add the bias."""
+    def call(self, x: Any, factor: float = 1.0, offset: float = 0.0) -> Any:
+        """Convolve, sum up, and add the bias; the result times the factor, plus the offset."""
         parts, start = [], 0
         for each, channels in zip(x if isinstance(x, list) else [x], self.channels, strict=True):
-            parts.append(ops.conv(each, self.folded_kernel(start, channels), padding="same"))
+            kernel = factor * self.folded_kernel(start, channels)
+            parts.append(ops.conv(each, kernel, padding="same"))
             start += channels
         x = sum(parts[1:], start=parts[0])
         if self.use_bias:
-            x = ops.add(x, per_channel(self.bias, self.groups))
+            x = ops.add(x, factor * per_channel(self.bias, self.groups) + offset)
         return self.activation(x)
 
 
@@ -259,6 +268,16 @@ class PsfModulation(layers.Layer):
         return ops.add(ops.multiply(x, scale), shift)
 
 
+def exact(x: Any, limits: tuple[float, float]) -> Any:
+    """Leave a tensor as it is."""
+    return x
+
+
+def _enlarged(phases: Any) -> Any:
+    """Put the phases of folding and of enlarging in their places, (..., 16) to (B, 2H, 2W, 1)."""
+    return ops.depth_to_space(ops.depth_to_space(phases, FOLD), UPSAMPLING)
+
+
 @keras.saving.register_keras_serializable(package="learn2sofi")
 class Step(keras.Model):
     """One recurrent step.
@@ -289,6 +308,7 @@ class Step(keras.Model):
             kernel_initializer=BilinearUpsampling(),
             name="upsampling",
         )
+        self.upsampling.build((None, None, None, FOLD**2))  # whose kernel alone is used
 
     def recur(self, frame: Any, mean: Any, h: Any, c: Any) -> tuple[Any, Any]:
         """Take one frame into the state; returns (h', c')."""
@@ -302,17 +322,42 @@ class Step(keras.Model):
         c = ops.add(c, ops.multiply(ops.sigmoid(i), ops.subtract(ops.tanh(g), c)))
         return ops.multiply(ops.sigmoid(o), ops.tanh(c)), c
 
-    def read(self, mean: Any, h: Any, psf_sigma_px: Any) -> Any:
-        """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width."""
+    def read(self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact) -> Any:
+        """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
+
+        In the int8 file the mean is interpolated, and what the head makes is added to it, in float:
+        see `quantize`. In training, `rounded` shows the head the steps of int8.
+        """
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
         features = self.psf(psf_sigma_px)  # (B, psf_features)
         first, *further = self.modulations
         x = ops.add(self.head_mean(folded), self.head_hidden(h))
-        x = ops.relu(first(x, features))  # (B, H/2, W/2, 4 head_filters)
+        x = first(rounded(x, CONVOLUTION_RANGE), features)
+        x = rounded(ops.relu6(x), ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
         for layer, modulation in zip(self.head, further, strict=True):
-            x = ops.relu(ops.add(x, modulation(layer(x), features)))
-        image = ops.relu(ops.add(self.upsampling(folded), self.correction(x)))
-        return ops.depth_to_space(ops.depth_to_space(image, FOLD), UPSAMPLING)
+            more = modulation(rounded(layer(x), CONVOLUTION_RANGE), features)
+            x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
+        phases = ops.conv(mean, self.upsampling.mirrored_kernel(0, 1), padding="same")
+        image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
+        return ops.relu(ops.add(image, self.correct(x, rounded)))
+
+    def correct(self, x: Any, rounded: Rounding) -> Any:
+        """Say what is to be added to the interpolated mean, (B, 2H, 2W, 1), from the head.
+
+        It comes in two parts that int8 holds well. One int8 tensor for all that an image may hold,
+        from `LOWEST` to 6 above the mean, would have steps that show in smooth specimens. The first
+        part ends at `USUAL` and so has finer ones; the second, for bright points, begins there and
+        is exactly 0 elsewhere. It has another factor, or the converter would take both
+        convolutions for one.
+        """
+        first, last = ACTIVATION_RANGE
+        scale = (last - first) / (USUAL - LOWEST)
+        usual = ops.relu6(self.correction(x, factor=scale, offset=-scale * LOWEST))
+        other = scale / 2
+        beyond = ops.relu(self.correction(x, factor=other, offset=-other * USUAL))
+        usual = _enlarged(rounded(usual, ACTIVATION_RANGE))
+        image = ops.add(usual / scale, _enlarged(beyond) / other)
+        return ops.add(image, LOWEST)
 
     def call(self, inputs: Tensors) -> Tensors:
         """Run one step."""
@@ -335,11 +380,16 @@ class Step(keras.Model):
         return cls(NetworkSettings(**config["settings"]))
 
 
+def straight_through(x: Any, limits: tuple[float, float]) -> Any:
+    """Do as `as_int8`, with the gradient of the clipping alone (Bengio et al., arXiv:1308.3432)."""
+    clipped = ops.clip(x, *limits)
+    return clipped + ops.stop_gradient(as_int8(x, limits) - clipped)
+
+
 def as_int8(x: Any, limits: tuple[float, float]) -> Any:
-    """Clip to the limits and round to int8's steps between them."""
-    low, high = limits
-    step = (high - low) / INT8_STEPS
-    return ops.round((ops.clip(x, low, high) - low) / step) * step + low
+    """Clip to the limits and round to int8's steps between them, of which 0 is one."""
+    step = (limits[1] - limits[0]) / INT8_STEPS
+    return ops.round(ops.clip(x, *limits) / step) * step
 
 
 def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -> Step:
@@ -388,8 +438,9 @@ class Unrolled(keras.Model):
         for k in range(frames.shape[1]):
             frame, mean = frames[:, k, :, :, None], means[:, k, :, :, None]
             h, c = self.step.recur(frame, mean, h, c)
+            h, c = straight_through(h, STATE_RANGE), straight_through(c, STATE_RANGE)
             if k in self.read_at:
-                image = self.step.read(mean, h, inputs["psf_sigma_px"])
+                image = self.step.read(mean, h, inputs["psf_sigma_px"], straight_through)
                 images.append(image[..., 0])  # (B, 2H, 2W)
         self.h.assign(h)
         self.c.assign(c)

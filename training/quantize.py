@@ -1,8 +1,10 @@
 """From a run's weights to the float32 and the int8 step.
 
 Post-training quantization to int8 throughout: the converter sees real trajectories (simulated
-stacks of every kind, state and all) and chooses every tensor's scale from them. The boundary stays
-float32, so that no host needs to know a scale.
+stacks of every kind, state and all) and chooses every tensor's scale from them, where
+`training.narrowing` does not know better. The boundary stays float32, so that no host needs to know
+a scale. To it belongs the last step: the mean, interpolated, and the network's correction are added
+up in float, because an int8 image has too few steps for what is smooth.
 
 Whatever of a frame lies outside the range of the calibration saturates. That is intended: frames
 are clipped to `FRAME_RANGE` here, so that a rare spike does not cost all others resolution.
@@ -66,6 +68,9 @@ DELEGATED = frozenset(
         "DEQUANTIZE",
     }
 )
+
+LAST_STEP = Counter({"CONV_2D": 1, "DEPTH_TO_SPACE": 1, "MUL": 2, "ADD": 3})
+"""What of the int8 step computes in float: the mean's interpolation and the sum of its parts."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -133,11 +138,44 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
         archive.add_endpoint(SIGNATURE, step.call, input_signature=[specs])
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
-        if representative is not None:
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ((SIGNATURE, x) for x in representative)
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        return bytes(converter.convert())
+        if representative is None:
+            return bytes(converter.convert())
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ((SIGNATURE, x) for x in representative)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        return _quantized(converter)
+
+
+def _quantized(converter: Any) -> bytes:
+    """Calibrate, and quantize all but `last_step`: what TensorFlow's quantization debugger does."""
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    converter._experimental_calibrate_only = True
+    calibrated = converter.convert()
+    return bytes(mlir_quantize(calibrated, denylisted_nodes=last_step(calibrated)))
+
+
+def last_step(model: bytes) -> list[str]:
+    """Name what makes the image at last.
+
+    That is the sums and factors back to the correction's phases, which are enlarged, and the
+    interpolation of the input `mean`. A node is named by its output.
+    """
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph, (signature,) = parsed.subgraphs[0], parsed.signatureDefs
+    names = operator_names(parsed)
+    maker = {int(output): op for op in graph.operators for output in op.outputs}
+    (mean,) = (each.tensorIndex for each in signature.inputs if each.name == b"mean")
+    found, left = [], [each.tensorIndex for each in signature.outputs if each.name == b"image"]
+    while left:
+        tensor = int(left.pop())
+        op = maker.get(tensor)
+        kind = op and names[op.opcodeIndex]
+        of_mean = kind == "DEPTH_TO_SPACE" and mean in maker[int(op.inputs[0])].inputs
+        if of_mean or kind in ("ADD", "MUL") or (kind == "CONV_2D" and mean in op.inputs):
+            found.append(graph.tensors[tensor].name.decode())
+            left += list(op.inputs)
+    return found
 
 
 def operators(model: bytes) -> Counter[str]:
@@ -147,14 +185,27 @@ def operators(model: bytes) -> Counter[str]:
     return Counter(names[op.opcodeIndex] for op in parsed.subgraphs[0].operators)
 
 
-def float_tensors(model: bytes) -> list[str]:
-    """Name the float tensors of a TFLite file that are not at its boundary."""
-    graph = schema.ModelT.InitFromPackedBuf(model, 0).subgraphs[0]
-    boundary = {*graph.inputs, *graph.outputs}
+def float_operators(model: bytes) -> Counter[str]:
+    """Count the operators of a TFLite file that compute in float, by name."""
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph, names = parsed.subgraphs[0], operator_names(parsed)
+    floats = {k for k, t in enumerate(graph.tensors) if t.type == schema.TensorType.FLOAT32}
+    return Counter(
+        names[op.opcodeIndex]
+        for op in graph.operators
+        if floats.intersection(op.inputs) and floats.intersection(op.outputs)
+    )
+
+
+def fed_back(model: bytes) -> list[str]:
+    """Name the float tensors, made inside, from which the int8 part computes on."""
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph, names = parsed.subgraphs[0], operator_names(parsed)
+    quantized = {int(op.inputs[0]) for op in graph.operators if names[op.opcodeIndex] == "QUANTIZE"}
     return [
-        tensor.name.decode()
-        for index, tensor in enumerate(graph.tensors)
-        if tensor.type == schema.TensorType.FLOAT32 and index not in boundary
+        graph.tensors[index].name.decode()
+        for index in sorted(quantized - {int(i) for i in graph.inputs})
+        if graph.tensors[index].type == schema.TensorType.FLOAT32
     ]
 
 
@@ -164,14 +215,15 @@ def check_int8(model: bytes) -> None:
     Raises
     ------
     FaultError
-        It holds an operator that XNNPACK does not take, or floats inside.
+        It holds an operator that XNNPACK does not take, or computes in float elsewhere than where
+        the image is added up.
     """
     foreign = set(operators(model)) - DELEGATED
     if foreign:
         raise FaultError(f"The int8 step holds {sorted(foreign)}, which XNNPACK does not take.")
-    floats = float_tensors(model)
-    if floats:
-        raise FaultError(f"The int8 step holds float tensors inside: {floats[:5]}.")
+    floats = float_operators(model) - LAST_STEP
+    if floats or fed_back(model):
+        raise FaultError(f"The int8 step computes in float inside: {[*floats, *fed_back(model)]}.")
 
 
 def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]:
