@@ -17,7 +17,8 @@ from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
 from training.specimen_images import crop
 
 DARK = 0.05
-"""A stack is drawn anew where less than this part of the specimen's light was ever seen."""
+"""A stack is drawn anew where less than this part of the specimen's light was ever seen, or where
+the specimen itself is no brighter than this part of what is seen: it lies beyond the field's edge."""
 SIMULATED_EMITTERS = 10_000
 """Of more emitters so many are simulated; see `blink`."""
 STRENGTH_SPREAD = 0.3
@@ -173,7 +174,8 @@ def simulate(
     peak = float(np.percentile(light.mean(axis=0), 99.9))
     target = target_image(brightness, margin)  # (2H, 2W)
     seen = peak > DARK * form_image(brightness, psf, margin, shape).max()
-    if not (seen and np.percentile(target, 99.9) > 0.01 * target.max()):
+    bright = np.percentile(target, 99.9)
+    if not (seen and bright > 0.01 * target.max() and bright > DARK * peak):
         return simulate(settings, frames, shape, rng)
     photons = _log_uniform(settings.photons, rng)
     ambient = draw_background(settings, photons, shape, rng)  # (H, W)
