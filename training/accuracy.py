@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from device.errors import UserError
+from device.files import write_text
 from device.model import MODELS_DIR, Step, load_step
 from training import drift, evaluate, frozen, simulators
 from training.golden import golden_stacks
 from training.inspection import CountingStep, Saturation, ends_of_outputs, signal_to_noise_db
-from training.reports import save_figure, table, write_text
+from training.reports import save_figure, table
 from training.scenes import KINDS, draw_scene
 
 log = logging.getLogger(__name__)

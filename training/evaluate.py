@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from device.errors import UserError
+from device.files import write_text
 from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.stack import open_stack
@@ -28,7 +29,7 @@ from training import baselines, frozen, metrics
 from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen import FrozenStack, Recipe
 from training.pictures import Images, Panels, save_panel
-from training.reports import table, write_text
+from training.reports import table
 
 log = logging.getLogger(__name__)
 

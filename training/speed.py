@@ -23,8 +23,8 @@ import numpy as np
 from keras import layers, ops
 
 from device.benchmark import step_call
+from device.files import write_text
 from device.model import MODELS_DIR, load_step, newest_model
-from training.reports import write_text
 
 FRAMES = 30
 SIZE_PX = 128
