@@ -463,6 +463,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--frames is {args.frames}; a window of 30 is the least: give more.")
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; give 0 or more.")
+    args.out.mkdir(parents=True, exist_ok=True)  # what is in its way is told before the hours
     with tempfile.TemporaryDirectory() as folder:
         models = args.models
         if args.without_narrowing:

@@ -481,6 +481,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training evaluate``."""
     steps = load_steps(default_models() if args.model is None else args.model)
+    if args.measured is not None:
+        open_stack(args.measured).close()  # refused before a folder is made
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured is not None:
         sys.stdout.write(report_measured(steps, args.out, args.measured))

@@ -148,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training speed``."""
-    content = measure(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
+    content = measure(args.model)
     report(content, args.out)
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
     return 0
