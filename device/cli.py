@@ -241,6 +241,7 @@ def _config(options: argparse.Namespace) -> None:
 
 def _benchmark(options: argparse.Namespace) -> None:
     from device.benchmark import benchmark
+    from device.files import write_text
 
     if options.size < 16 or options.threads < 1:
         raise UserError("--size is from 16 up and --threads from 1 up; give larger numbers")
@@ -249,7 +250,7 @@ def _benchmark(options: argparse.Namespace) -> None:
     sys.stdout.write(text)
     if options.json:
         try:
-            options.json.write_text(text, encoding="utf-8")
+            write_text(options.json, text)
         except OSError as error:
             raise UserError(
                 f"{options.json} cannot be written ({error.strerror}); expected a file in a folder "

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
 from device.errors import FaultError, UserError
+from device.files import whole_or_nothing
 
 NAMESPACE = "learn2sofi"
 _SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
@@ -52,35 +52,6 @@ def check_output(path: Path) -> None:
             f"{path}: the folder {folder} cannot be written to; expected one that can; "
             "choose another or change its permissions"
         )
-
-
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; rename it on success, remove it on any failure.
-
-    Parameters
-    ----------
-    path : Path
-        The file to be written; what is there already stays until the end.
-
-    Yields
-    ------
-    Path
-        Where to write meanwhile: the same folder, hence the same file system.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield beside
-        _flush_to_disk(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    # Without it, a power cut after the rename could leave a file of the right name and no content.
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def write_ometiff(

@@ -16,7 +16,8 @@ import tifffile
 
 from device.camera import Frame, facts_of
 from device.errors import FaultError, UserError
-from device.ometiff import NAMESPACE, OutputError, check_output, whole_or_nothing
+from device.files import whole_or_nothing
+from device.ometiff import NAMESPACE, OutputError, check_output
 from device.ring_buffer import missed_between
 
 if TYPE_CHECKING:

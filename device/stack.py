@@ -226,7 +226,12 @@ def _check(stack: Stack) -> None:
             f"{stack.path}: frames of {stack.height} x {stack.width} px are too small; expected "
             f"at least {MIN_SIDE_PX} x {MIN_SIDE_PX}; record a larger region"
         )
-    if stack.read_or_end(0) is None or stack.read_or_end(MIN_FRAMES - 1) is None:
+    if stack.read_or_end(0) is None:
+        raise StackError(
+            f"{stack.path}: holds no frame that can be read; expected at least {MIN_FRAMES}; "
+            "record it again"
+        )
+    if stack.read_or_end(MIN_FRAMES - 1) is None:
         raise _too_short(stack.path)
 
 
@@ -279,6 +284,7 @@ class TiffStack(Stack):
         page = self._file.pages.first
         self._frames = len(self._pages) if series is None else int(series.shape[0])
         self.height, self.width = page.imagelength, page.imagewidth
+        _refuse_compressed(page, self.path)
         self._stored_dtype = np.dtype(page.dtype).newbyteorder(self._file.byteorder)
         self.dtype = _checked_dtype(page.dtype, self.path)
         _refuse_inverted(page, self.path)
@@ -408,6 +414,16 @@ def _checked_dtype(stored: np.dtype | None, path: Path) -> np.dtype:
         f"{path}: holds {stored} values; expected uint8, uint16 or float32; convert it "
         "(ImageJ: Image > Type)"
     )
+
+
+def _refuse_compressed(page: tifffile.TiffPage, path: Path) -> None:
+    """Refuse what only a package that the device does without would unpack, LZW above all."""
+    if page.compression not in tifffile.TIFF.DECOMPRESSORS:
+        kind = getattr(page.compression, "name", page.compression)
+        raise StackError(
+            f"{path}: is compressed with {kind}; expected a TIFF uncompressed or deflated; save "
+            "it uncompressed (ImageJ does: File > Save As > Tiff)"
+        )
 
 
 def _refuse_inverted(page: tifffile.TiffPage, path: Path) -> None:

@@ -6,8 +6,11 @@ import argparse
 import importlib
 import logging
 import sys
+from collections.abc import Callable
 
-from device.errors import Learn2sofiError
+from device.errors import Learn2sofiError, UserError
+
+_INTERRUPTED = 130
 
 COMMANDS = {
     "simulate": "write simulated stacks and their truth as TIFF",
@@ -41,13 +44,31 @@ def main(argv: list[str] | None = None) -> int:
             module = importlib.import_module(f"training.{command}")
             module.add_arguments(sub)
     arguments = parser.parse_args(words)
+    return _exit_code(module.main, arguments)
+
+
+def _exit_code(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a command; turn what a user can cause into one sentence and an exit code."""
     try:
-        return int(module.main(arguments))
+        return int(command(arguments))
     except Learn2sofiError as error:
         if arguments.debug:
             raise
         sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if arguments.debug or error.filename is None:
+            raise
+        sys.stderr.write(
+            f"{error.filename}: {error.strerror}; expected a path that can be read or written "
+            "there; name another\n"
+        )
+        return UserError.exit_code
+    except KeyboardInterrupt:
+        if arguments.debug:
+            raise
+        sys.stderr.write("interrupted\n")
+        return _INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 
 from device.errors import UserError
+from device.files import write_text
 from device.model import MODELS_DIR, Step, load_step
 from training import drift, evaluate, frozen, simulators
 from training.golden import golden_stacks
 from training.inspection import CountingStep, Saturation, ends_of_outputs, signal_to_noise_db
-from training.reports import save_figure, table, write_text
+from training.reports import save_figure, table
 from training.scenes import KINDS, draw_scene
 
 log = logging.getLogger(__name__)
@@ -462,6 +463,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--frames is {args.frames}; a window of 30 is the least: give more.")
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}; give 0 or more.")
+    args.out.mkdir(parents=True, exist_ok=True)  # what is in its way is told before the hours
     with tempfile.TemporaryDirectory() as folder:
         models = args.models
         if args.without_narrowing:

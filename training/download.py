@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from device.errors import FaultError, UserError
-from device.ometiff import whole_or_nothing
+from device.files import whole_or_nothing
 from training import omero
 from training.omero import Image, Omero
 from training.web import Client, RefusedError, UnavailableError, UnreachableError, checked_server

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from device.errors import UserError
+from device.files import write_text
 from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.stack import open_stack
@@ -28,7 +29,7 @@ from training import baselines, frozen, metrics
 from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen import FrozenStack, Recipe
 from training.pictures import Images, Panels, save_panel
-from training.reports import table, write_text
+from training.reports import table
 
 log = logging.getLogger(__name__)
 
@@ -529,6 +530,8 @@ def load_twin(path: Path | None) -> Step | None:
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training evaluate``."""
     steps = load_steps(default_models() if args.model is None else args.model)
+    if args.measured is not None:
+        open_stack(args.measured).close()  # refused before a folder is made
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured is not None:
         sys.stdout.write(report_measured(steps, args.out, args.measured))

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from device.files import whole_or_nothing, write_text
 from device.golden import GoldenWindow, measure, reconstructed, save
 from device.model import MODELS_DIR, Step, load_step, newest_model
 from device.reconstructor import Mode
@@ -92,14 +93,15 @@ def add_golden(manifest_path: Path) -> None:
     windows = golden_windows(steps["float32"])
     content = save(windows)
     path = manifest_path.with_suffix(".golden.npz")
-    path.write_bytes(content)
+    with whole_or_nothing(path) as beside:
+        beside.write_bytes(content)
     manifest["golden"] = {
         "file": path.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
         "figures": {form: figures(steps[form], windows) for form in FORMS},
     }
-    manifest_path.write_text(json.dumps(manifest, indent=2) + "\n")
+    write_text(manifest_path, json.dumps(manifest, indent=2) + "\n")
     log.info("%s: %d bytes", path.name, len(content))
 
 

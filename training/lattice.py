@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from device.files import write_text
 from training import baselines, evaluate, frozen, trials
 from training.baselines import DECONVOLUTION, REFERENCE
-from training.reports import table, write_text
+from training.reports import table
 
 PERIODS = 4  # the lattice's frequencies are multiples of a quarter cycle per output px
 TILE_PX = 64

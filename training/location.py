@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from device.files import write_text
 from training import frozen, trials
 from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen_specimens import Emitters
-from training.reports import table, write_text
+from training.reports import table
 
 SIGMAS_PX = (1.1, 1.4, 1.7, 2.4)
 EMITTERS = 40

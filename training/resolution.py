@@ -20,10 +20,11 @@ import numpy as np
 from scipy.ndimage import map_coordinates
 
 from device.errors import UserError
+from device.files import write_text
 from training import frozen, trials
 from training.baselines import REFERENCE
 from training.frozen_specimens import Emitters
-from training.reports import save_figure, table, write_text
+from training.reports import save_figure, table
 from training.trials import Conditions
 
 SEED = 20_131

@@ -23,8 +23,8 @@ import numpy as np
 from keras import layers, ops
 
 from device.benchmark import step_call
+from device.files import write_text
 from device.model import MODELS_DIR, load_step, newest_model
-from training.reports import write_text
 
 FRAMES = 30
 SIZE_PX = 128
@@ -148,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training speed``."""
-    content = measure(args.model)
     args.out.mkdir(parents=True, exist_ok=True)
+    content = measure(args.model)
     report(content, args.out)
     sys.stdout.write(json.dumps(content, indent=2) + "\n")
     return 0

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from device.errors import UserError
+from device.files import write_text
 from training import evaluate, frozen, trials
 from training.frozen_specimens import CONTINUOUS, FIELD_PX, MARGIN_PX, THIN, Emitters
 from training.metrics import psnr_db
-from training.reports import save_figure, table, write_text
+from training.reports import save_figure, table
 from training.trials import Conditions
 
 SEED = 20_132

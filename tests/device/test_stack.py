@@ -315,3 +315,17 @@ def test_another_kind_of_file(tmp_path):
     """Mutation: FFmpeg plays a picture as a video of one frame."""
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((32, 32), np.uint8))
     refusal(tmp_path / "a.png", "a TIFF or a video")
+
+
+def test_a_compression_that_is_not_read_is_named(tmp_path):
+    """Mutation: the decoder's own words, which name a package and call the file damaged."""
+    frames = [np.full((20, 20), value, np.uint8) for value in (1, 2)]
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), frames)  # LZW is OpenCV's default
+    refusal(tmp_path / "a.tif", "compressed with LZW")
+
+
+def test_a_video_without_frames(tmp_path):
+    """Mutation: it is said to hold one."""
+    path = tmp_path / "a.avi"
+    cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 30, (64, 48)).release()
+    refusal(path, "no frame that can be read")

@@ -71,3 +71,30 @@ def test_debug_shows_where_an_error_came_from(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", ["training", "evaluate"])
     with pytest.raises(Exception, match="base, mean, smoke, streams"):
         main(["--debug", "train", "--settings", "no-such-file"])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (FileExistsError(17, "File exists", "a-file"), 2, "a-file: File exists; expected"),
+    ],
+    ids=["Ctrl-C", "a file named as folder"],
+)
+def test_what_a_user_causes_shows_no_traceback(
+    raised: BaseException,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches the exception let through."""
+
+    def stopped(_: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("training.evaluate.main", stopped)
+    assert main(["evaluate"]) == code
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert error.count("\n") == 0
