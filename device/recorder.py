@@ -369,7 +369,7 @@ class Recordings:
         return Recorder(
             self._folder / name,
             pixel_size_um=self._microscope.pixel_size_um(camera),
-            annotations={**facts_of(camera), **self._microscope.notes()},
+            annotations={**facts_of(camera), **self._microscope.notes(camera)},
             interval_s=camera.frame_interval_s,
         )
 
