@@ -131,7 +131,7 @@ def _record(options: argparse.Namespace, settings: Settings, make_camera: MakeCa
         recorder = Recorder(
             options.target,
             pixel_size_um=microscope.pixel_size_um(camera),
-            annotations={**facts_of(camera), **microscope.notes()},
+            annotations={**facts_of(camera), **microscope.notes(camera)},
             interval_s=camera.frame_interval_s,
             overwrite=options.overwrite,
         )

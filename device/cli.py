@@ -392,8 +392,8 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             serve(app, listening, stopper.event, on_ready, heartbeat.beat)
             _raise_what_ended(pipeline, once)
         finally:
-            heartbeat.stopping()
-            recordings.stop()
+            with heartbeat.stopping():
+                recordings.stop()
             pipeline.stop(_STOP_TIMEOUT_S)
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,9 @@ _log = logging.getLogger(__name__)
 
 _BEAT_S = 1.0
 _STATUS_S = 5.0
+_EXTENSION_S = 15.0
+_ASK_EVERY_S = 1.0
+_MOST_ASKED = 600  # then the disk hangs, and nobody would wait for it any longer
 
 
 class Notifier:
@@ -92,9 +97,28 @@ class Heartbeat:
         """Say that the page can be opened at an address."""
         self._notifier.send(READY=1, STATUS=f"serving {address}")
 
-    def stopping(self) -> None:
-        """Say that the end is wanted."""
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """Say that the end is wanted, and ask systemd to wait for it, ten minutes at most.
+
+        An hour's recording may take a slow card longer than ``TimeoutStopSec`` to be made whole,
+        and would be lost if the daemon were killed meanwhile.
+        """
         self._notifier.send(STOPPING=1, STATUS="stopping")
+        done = threading.Event()
+        asking = threading.Thread(target=self._ask_for_time, args=(done,), daemon=True)
+        asking.start()
+        try:
+            yield
+        finally:
+            done.set()
+            asking.join()
+
+    def _ask_for_time(self, done: threading.Event) -> None:
+        asked = 0
+        while not done.wait(_ASK_EVERY_S) and asked < _MOST_ASKED:
+            self._notifier.send(EXTEND_TIMEOUT_USEC=round(_EXTENSION_S * 1e6))
+            asked += 1
 
     def beat(self) -> None:
         """Look at the pipeline and tell systemd; cheap, to be called several times a second."""

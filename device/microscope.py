@@ -69,11 +69,14 @@ class Microscope:
             return None
         return self.optics.pixel_nm * getattr(camera, "px_per_pixel", 1) / 1000
 
-    def notes(self) -> dict[str, Any]:
-        """Numbers for the metadata of recordings."""
-        optics = self.optics
-        numbers = {name: optics and getattr(optics, name) for name in _OPTICS}
-        return {**numbers, "psf_sigma_nm": optics and optics.psf_sigma_nm}
+    def notes(self, camera: Camera) -> dict[str, Any]:
+        """Numbers for the metadata of recordings; the PSF's width in px is of unbinned frames."""
+        optics, pixel_um = self.optics, self.pixel_size_um(camera)
+        if optics is None or pixel_um is None:
+            return {}
+        sigma_nm = optics.psf_sigma_nm
+        widths = {"psf_sigma_nm": sigma_nm, "psf_sigma_px": sigma_nm / (1000 * pixel_um)}
+        return {**{name: getattr(optics, name) for name in _OPTICS}, **widths}
 
 
 def optics_of(settings: Settings) -> Optics | None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tifffile
 
 from device.camera import Frame, facts_of
@@ -21,6 +21,8 @@ from device.ometiff import NAMESPACE, OutputError, check_output
 from device.ring_buffer import missed_between
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from device.microscope import Microscope
     from device.pipeline import Pipeline
 
@@ -86,7 +88,7 @@ class Recorder:
         self._taken = 0
         self._missed = 0
         self._newest_ns: int | None = None
-        self._written: list[Frame] = []  # without their images
+        self._written = _Ledger()
         self._ended = False
         self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -211,11 +213,11 @@ class Recorder:
                     contiguous=True,
                     photometric="minisblack",
                     metadata=None,
-                    description=NAMESPACE if not self._written else None,
+                    description=NAMESPACE if not len(self._written) else None,
                     software=NAMESPACE,
                 )
-                self._written.append(_without_image(frame))
-            if not self._written:
+                self._written.add(frame)
+            if not len(self._written):
                 raise RecordingError(
                     "no frame came; expected at least one; look whether the camera delivers"
                 )
@@ -224,15 +226,16 @@ class Recorder:
         """Write OME-XML: each plane's time since the first and its exposure, and all exactly."""
         assert self._like is not None
         (height, width), dtype = self._like
-        frames = self._written
+        frames = len(self._written)
+        notes = {**self._annotations, "frames_missed": self._missed}
         xml = tifffile.OmeXml()
         xml.addimage(
             dtype,
-            (len(frames), height, width),
-            (len(frames), 1, 1, height, width, 1),
+            (frames, height, width),
+            (frames, 1, 1, height, width, 1),
             axes="TYX",
-            Plane=_planes(frames),
-            MapAnnotation=_notes(frames, {**self._annotations, "frames_missed": self._missed}),
+            Plane=self._written.planes(),
+            MapAnnotation={**_notes(notes), **self._written.columns()},
             **_pixel_size(self._pixel_size_um),
         )
         return xml.tostring(declaration=True)
@@ -247,36 +250,59 @@ def _refuse_existing(path: Path) -> None:
         )
 
 
-def _without_image(frame: Frame) -> Frame:
-    return replace(frame, array=np.empty((0, 0)))
+class _Ledger:
+    """What is known of each frame that was written, in 32 bytes; NaN is what is not known."""
+
+    def __init__(self) -> None:
+        self._exposures_us = array("d")
+        self._gains = array("d")
+        self._digital_gains = array("d")
+        self._timestamps_ns = array("q")
+
+    def __len__(self) -> int:
+        return len(self._timestamps_ns)
+
+    def add(self, frame: Frame) -> None:
+        """Note a frame."""
+        self._exposures_us.append(_or_nan(frame.exposure_us))
+        self._gains.append(_or_nan(frame.gain))
+        self._digital_gains.append(_or_nan(frame.digital_gain))
+        self._timestamps_ns.append(frame.timestamp_ns)
+
+    def planes(self) -> dict[str, list[Any]]:
+        """Tell each plane's time since the first and, where all are known, its exposure, in s."""
+        first_ns = self._timestamps_ns[0]
+        planes: dict[str, list[Any]] = {
+            "DeltaT": [(timestamp_ns - first_ns) * 1e-9 for timestamp_ns in self._timestamps_ns],
+            "DeltaTUnit": ["s"] * len(self),
+        }
+        if not any(map(math.isnan, self._exposures_us)):
+            planes["ExposureTime"] = [exposure_us * 1e-6 for exposure_us in self._exposures_us]
+            planes["ExposureTimeUnit"] = ["s"] * len(self)
+        return planes
+
+    def columns(self) -> dict[str, str]:
+        """Write all exactly: OME has no place for a plane's gains, and DeltaT is rounded.
+
+        What no frame told is left out; what some did not is ``nan`` there.
+        """
+        values: dict[str, array[Any]] = {
+            "timestamps_ns": self._timestamps_ns,
+            "exposures_us": self._exposures_us,
+            "gains": self._gains,
+            "digital_gains": self._digital_gains,
+        }
+        told = {name: column for name, column in values.items() if not all(map(math.isnan, column))}
+        return {name: " ".join(map(str, column)) for name, column in told.items()}
 
 
-def _planes(frames: list[Frame]) -> dict[str, list[Any]]:
-    first_ns = frames[0].timestamp_ns
-    planes: dict[str, list[Any]] = {
-        "DeltaT": [(frame.timestamp_ns - first_ns) * 1e-9 for frame in frames],
-        "DeltaTUnit": ["s"] * len(frames),
-    }
-    if all(frame.exposure_us is not None for frame in frames):
-        planes["ExposureTime"] = [(frame.exposure_us or 0) * 1e-6 for frame in frames]
-        planes["ExposureTimeUnit"] = ["s"] * len(frames)
-    return planes
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
-def _notes(frames: list[Frame], annotations: Mapping[str, object]) -> dict[str, str]:
-    # OME has no place for a plane's gains, and DeltaT would round the timestamps.
-    columns: dict[str, list[Any]] = {
-        "timestamps_ns": [frame.timestamp_ns for frame in frames],
-        "exposures_us": [frame.exposure_us for frame in frames],
-        "gains": [frame.gain for frame in frames],
-        "digital_gains": [frame.digital_gain for frame in frames],
-    }
+def _notes(annotations: Mapping[str, object]) -> dict[str, str]:
     notes = {"Namespace": NAMESPACE, "content": "raw frames, uncorrected"}
-    notes |= {name: str(value) for name, value in annotations.items() if value is not None}
-    for name, values in columns.items():
-        if None not in values:
-            notes[name] = " ".join(map(str, values))
-    return notes
+    return notes | {name: str(value) for name, value in annotations.items() if value is not None}
 
 
 def _pixel_size(pixel_size_um: float | None) -> dict[str, Any]:
@@ -344,7 +370,7 @@ class Recordings:
         return Recorder(
             self._folder / name,
             pixel_size_um=self._microscope.pixel_size_um(camera),
-            annotations={**facts_of(camera), **self._microscope.notes()},
+            annotations={**facts_of(camera), **self._microscope.notes(camera)},
             interval_s=camera.frame_interval_s,
         )
 

@@ -126,9 +126,9 @@ class Daemon:
         with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
             return json.loads(answer.read())
 
-    def until(self, condition, what: str) -> dict:
+    def until(self, condition, what: str, path: str = "api/state") -> dict:
         deadline_s = time.monotonic() + PATIENCE_S
-        while not condition(state := self.state()):
+        while not condition(state := json.loads(self.get(path))):
             assert time.monotonic() < deadline_s, f"{what} never came: {state}"
             time.sleep(0.2)
         return state
@@ -193,16 +193,20 @@ def test_the_daemon_keeps_up_with_120_a_second(demo, tmp_path):
         daemon.until(lambda s: s["frames_captured"] >= frames, f"{frames} frames")
         daemon.post("api/recording", recording=False)
         state = daemon.state()
+    load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     sys.stderr.write(
         f"{state['frames_processed']} of {state['frames_captured']} frames reconstructed, "
         f"{state['frames_skipped']} skipped, {state['fps_reconstruction']:.1f} a second, "
-        f"latency {state['latency_ms']['p50']:.0f} ms, p95 {state['latency_ms']['p95']:.0f} ms\n"
+        f"latency {state['latency_ms']['p50']:.0f} ms, p95 {state['latency_ms']['p95']:.0f} ms, "
+        f"{load}\n"
     )
-    assert state["frames_skipped"] == state["frames_missed"] == 0
-    assert sum(state["frames_discarded"].values()) == 0
-    assert 0 <= state["frames_captured"] - state["frames_processed"] <= 1
-    assert state["error"] is None
     _assert_in_order(_numbers(tifffile.imread(path)), at_least=frames // 2)
+    assert state["frames_missed"] == sum(state["frames_discarded"].values()) == 0
+    ended = state["frames_processed"] + state["frames_skipped"]
+    assert 0 <= state["frames_captured"] - ended <= 1
+    assert state["error"] is None
+    # Last, as a busy machine alone can fail it: all above holds on any.
+    assert state["frames_skipped"] == 0, f"{load}; expected two that are free"
 
 
 def _assert_in_order(numbers: np.ndarray, at_least: int) -> None:
@@ -282,8 +286,8 @@ def test_sigterm_ends_with_the_recording_whole(demo, tmp_path):
     with _daemon(LEARN2SOFI_RECORDINGS=str(tmp_path)) as daemon:
         daemon.until(lambda s: s["frames_captured"] > 5, "frames")
         path = Path(daemon.post("api/recording", recording=True)["file"])
-        captured = daemon.state()["frames_captured"]
-        daemon.until(lambda s: s["frames_captured"] > captured + 60, "frames")
+        # Frames that waited when the recording began are captured meanwhile, and are not in it.
+        daemon.until(lambda s: s["frames"] >= 60, "60 recorded frames", "api/recording")
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait(PATIENCE_S) == 0
     numbers = _numbers(tifffile.imread(path))

@@ -3,9 +3,11 @@
 import os
 import socket
 import threading
+import time
 
 import pytest
 
+from device import heartbeat as heartbeat_module
 from device.camera import CameraError
 from device.heartbeat import Heartbeat, Notifier, status_line
 from device.pipeline import Pipeline
@@ -92,10 +94,27 @@ def test_ready_and_stopping_are_told(systemd):
     """Mutation: READY without its line break, which systemd does not take."""
     heartbeat = Heartbeat(Standing(), notifier(systemd))
     heartbeat.ready("http://127.0.0.1:8000/")
-    heartbeat.stopping()
+    with heartbeat.stopping():
+        pass
     ready, stopping = told(systemd)
     assert ready.split("\n") == ["READY=1", "STATUS=serving http://127.0.0.1:8000/"]
     assert stopping.startswith("STOPPING=1\n")
+
+
+def test_more_time_is_asked_for_while_a_recording_is_made_whole(systemd, monkeypatch):
+    """Mutations: systemd kills the daemon at TimeoutStopSec, and with it the recording.
+
+    Also: asked for on and on, though the stop is over; never given up, though the disk hangs.
+    """
+    monkeypatch.setattr(heartbeat_module, "_ASK_EVERY_S", 0.01)
+    monkeypatch.setattr(heartbeat_module, "_MOST_ASKED", 5)
+    with Heartbeat(Standing(), notifier(systemd)).stopping():
+        time.sleep(1)  # a hundred times the period: five come, however busy the machine
+    assert told(systemd)[1:] == ["EXTEND_TIMEOUT_USEC=15000000"] * 5
+    monkeypatch.setattr(heartbeat_module, "_ASK_EVERY_S", 10)
+    with Heartbeat(Standing(), notifier(systemd)).stopping():
+        pass
+    assert len(told(systemd)) == 1
 
 
 def test_an_abstract_socket_is_reached():

@@ -79,16 +79,28 @@ def test_unknown_exposure_is_left_out(tmp_path):
     assert "gains" not in xml
 
 
+def test_one_frame_without_metadata_costs_the_others_nothing(tmp_path):
+    """Mutations: a column dropped for one frame's sake; the others' values moved up by one."""
+    path = tmp_path / "raw.tif"
+    recorder = Recorder(path)
+    assert all(recorder.add(_frame(n, exposure_us=None if n == 1 else 500.0)) for n in range(3))
+    recorder.finish()
+    xml = tifffile.TiffFile(path).ome_metadata
+    assert '<M K="exposures_us">500.0 nan 500.0</M>' in xml
+    assert '<M K="gains">1.0 nan 1.25</M>' in xml
+    assert "ExposureTime" not in xml  # a made-up one beside the others
+
+
 def test_a_disk_that_stays_behind_ends_the_recording_without_a_hole(tmp_path, monkeypatch):
     """Mutation: frames dropped in silence when too many wait."""
     gate = threading.Event()
-    written = recorder_module._without_image
+    note = recorder_module._Ledger.add
 
-    def slow(frame):
+    def slow(ledger, frame):
         gate.wait(20)
-        return written(frame)
+        note(ledger, frame)
 
-    monkeypatch.setattr(recorder_module, "_without_image", slow)
+    monkeypatch.setattr(recorder_module._Ledger, "add", slow)
     recorder = Recorder(tmp_path / "raw.tif", waiting_bytes=10 * 20 * 31 * 2)
     taken = sum(recorder.add(_frame(index)) for index in range(40))
     gate.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def test_a_recording_by_the_api(client, tmp_path):
         seen = np.random.default_rng(stamp // 5_000_000).integers(0, 900, (20, 24))
         np.testing.assert_array_equal(frame, seen)
     assert 'PhysicalSizeX="0.1"' in xml  # 2 um at 20 x
-    assert "psf_sigma_nm" in xml
+    told = dict(re.findall(r'<M K="(psf[^"]+)">([^<]*)</M>', xml))
+    assert float(told["psf_sigma_nm"]) == pytest.approx(105)  # 0.21 x 500 nm / 1.0
+    assert float(told["psf_sigma_px"]) == pytest.approx(1.05)  # of 100 nm
 
 
 def test_other_sites_may_not_record(client):
