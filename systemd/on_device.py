@@ -115,14 +115,28 @@ def within(limit_s: float, command: list[str]) -> list[str]:
     return ["timeout", "--kill-after=10", str(limit_s), *command]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whenever the power is cut."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a place to make a file, which then takes the path's whole, or leaves nothing."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644, group: int = -1) -> None:
+    """Write a file whole or not at all, whenever the disk is full or the power is cut."""
+    with beside(path) as new:
+        new.touch(mode=0o600)
+        os.chown(new, -1, group)
+        new.chmod(mode)
+        with new.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 # --- check ----------------------------------------------------------------------------------------
@@ -353,7 +367,7 @@ def prepare_system(release: Path) -> None:
     must("systemd-sysusers", release / "systemd" / "learn2sofi.sysusers.conf")
     must("systemd-tmpfiles", "--create", release / "systemd" / "learn2sofi.tmpfiles.conf")
     if not CONFIG.exists():
-        shutil.copyfile(release / "systemd" / "config.toml", CONFIG)
+        put(release / "systemd" / "config.toml", CONFIG)
         say(f"{CONFIG} is yours from now on")
     if not TOKEN.exists():
         _make_token()
@@ -372,9 +386,7 @@ def prepare_recovery(release: Path) -> None:
 
 def _make_token() -> None:
     token = secrets.token_hex(32)
-    TOKEN.touch(mode=0o640, exist_ok=False)
-    TOKEN.write_text(f"{token}\n")
-    os.chown(TOKEN, 0, pwd.getpwnam(USER).pw_gid)
+    write_whole(TOKEN, f"{token}\n", mode=0o640, group=pwd.getpwnam(USER).pw_gid)
     say(f"access token, shown this once (it lies in {TOKEN}): {token}")
 
 
@@ -429,18 +441,15 @@ def preflight(release: Path, limit_s: float) -> None:
 
 def link(target: str, path: Path) -> None:
     """Make a symbolic link, or have it point elsewhere, atomically."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    beside.replace(path)
+    with beside(path) as new:
+        new.symlink_to(target)
 
 
 def put(source: Path, path: Path) -> None:
     """Copy a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    shutil.copyfile(source, beside)
-    beside.replace(path)
+    with beside(path) as new:
+        shutil.copyfile(source, new)
 
 
 def point_to(release: str) -> None:

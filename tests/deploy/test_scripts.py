@@ -1,8 +1,11 @@
 """What can be told of the deploy without a device; the rest is `make test-deploy`."""
 
 import argparse
+import errno
 import hashlib
 import importlib.util
+import os
+import pwd
 import re
 import shlex
 import shutil
@@ -325,6 +328,37 @@ def test_a_first_install_that_was_cut_off_is_stopped(there, switches, command, b
     assert switches == []
     assert there.current_id() is None
     assert there.pending() is None
+
+
+def test_what_cannot_be_written_whole_is_not_there_at_all(there, tmp_path, monkeypatch):
+    """Mutation: on a full disk the token is made empty, and no deploy makes it again."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "kept").write_text("before")
+    monkeypatch.setattr(there, "TOKEN", tmp_path / "token")
+    monkeypatch.setattr(there, "USER", pwd.getpwuid(os.getuid()).pw_name)
+    monkeypatch.setattr(there.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        there._make_token()
+    with pytest.raises(OSError, match="No space left"):
+        there.write_whole(tmp_path / "kept", "half")
+    monkeypatch.setattr(there.shutil, "copyfile", lambda *_: full(None))
+    with pytest.raises(OSError, match="No space left"):
+        there.put(SYSTEMD / "config.toml", tmp_path / "config.toml")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept").read_text() == "before"
+
+
+def test_a_token_is_for_the_service_alone_whatever_the_umask(there, tmp_path):
+    """Mutations: others may read it; under a strict umask the service may not."""
+    before = os.umask(0o077)
+    try:
+        there.write_whole(tmp_path / "token", "secret", mode=0o640, group=os.getgid())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o640
 
 
 def test_without_a_trial_nothing_is_taken_back(there, switches):
