@@ -270,11 +270,16 @@ def is_sound() -> bool:
         CURRENT.is_dir()
         and not broken_files(CURRENT)
         and (CURRENT / "venv" / "complete").is_file()
+        and all(_is_copy(path, CURRENT / "systemd" / name) for path, name in SYSTEM_FILES.items())
         and run("systemctl", "is-enabled", SERVICE).returncode == 0
         and run("systemctl", "is-active", SERVICE).returncode == 0
         and (state := ask("/api/state")) is not None
         and bool(state["reconstructions"] or camera_missing(state))
     )
+
+
+def _is_copy(path: Path, source: Path) -> bool:
+    return path.is_file() and path.read_bytes() == source.read_bytes()
 
 
 def receive(release: str) -> Path:

@@ -140,6 +140,17 @@ def test_a_second_deploy_changes_nothing_and_says_so(machine, token):
     assert (machine.shown("MainPID"), machine.current(), machine.releases()) == before
 
 
+def test_a_unit_that_was_changed_by_hand_is_put_right(machine):
+    """Mutation: a deploy says that nothing was changed, while a unit without a watchdog runs."""
+    unit = "/etc/systemd/system/learn2sofi.service"
+    machine.root_does(f"sed -i /WatchdogSec/d {unit}")
+    code, said = machine.make("deploy", REPOSITORY)
+    assert code == 0, said
+    assert "nothing was changed" not in said
+    assert machine.root_does(f"cmp {unit} /opt/learn2sofi/current/systemd/learn2sofi.service") == ""
+    assert machine.shown("WatchdogUSec") == "30s"
+
+
 def test_a_new_release_takes_the_place_of_the_old_one(machine, good, token):
     """Mutation: the old one is stopped before the new one was sent; it is removed."""
     before = machine.current()
