@@ -427,6 +427,7 @@ def settings(release: Path, limit_s: float = PREFLIGHT_WITHIN_S) -> dict[str, An
 def preflight(release: Path, limit_s: float) -> None:
     """Reconstruct the demo stack with a release before anything is switched to it."""
     settings(release, limit_s)
+    _load_camera_stack(release, limit_s)
     folder = Path("/var/tmp") / f"learn2sofi-preflight-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     shutil.chown(folder, USER, USER)
@@ -439,6 +440,21 @@ def preflight(release: Path, limit_s: float) -> None:
             raise DeployError("the release said that it reconstructed the demo stack, and did not")
     finally:
         shutil.rmtree(folder)
+
+
+def _load_camera_stack(release: Path, limit_s: float) -> None:
+    """See that the system's picamera2, where there is one, loads beside the release's packages."""
+    loading = ["-c", "import picamera2"]
+    if run("/usr/bin/python3", *loading).returncode:
+        return  # `check` has told
+    done = run(*within(limit_s, as_service(release / "venv" / "bin" / "python", *loading)))
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it came to no end"])[-1]
+        raise DeployError(
+            f"the system's picamera2 does not load beside the release's packages: {reason}; "
+            "expected the packages of Raspberry Pi OS; bring them up to date (sudo apt "
+            "full-upgrade) and deploy again"
+        )
 
 
 # --- switching ------------------------------------------------------------------------------------

@@ -265,6 +265,21 @@ def test_a_release_with_a_broken_model_is_not_switched_to(machine, tree):
     assert machine.shown("MainPID") == pid
 
 
+def test_a_release_beside_which_the_camera_stack_does_not_load_is_not_switched_to(machine, tree):
+    """Mutation: packages that picamera2 was not built for; the camera is called missing then."""
+    pid = machine.shown("MainPID")
+    stand_in = "/usr/lib/python3/dist-packages/picamera2.py"
+    said = "import sys; assert sys.prefix == sys.base_prefix, 'numpy.dtype size changed'"
+    machine.root_does(f'echo "{said}" >{stand_in}')
+    as_a_new_release(tree, "has a numpy of its own")
+    try:
+        said = deploy_and_expect_rollback(machine, tree, "picamera2 does not load")
+    finally:
+        machine.root_does(f"rm {stand_in}")
+    assert "numpy.dtype size changed" in said
+    assert machine.shown("MainPID") == pid
+
+
 def test_a_network_cut_in_the_middle_of_the_transfer_harms_nothing(machine, tree, tmp_path):
     """Mutation: files are sent into the release that runs."""
     pid, before = machine.shown("MainPID"), machine.current()

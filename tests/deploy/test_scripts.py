@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -400,6 +401,30 @@ def test_what_proves_a_release(there, monkeypatch, state, was_missing, problem):
     monkeypatch.setattr(there.time, "sleep", lambda _: None)
     found = there.problem(was_missing)
     assert found is None if problem is None else re.search(problem, found)
+
+
+@pytest.mark.parametrize(
+    ("system", "environment", "reason"),
+    [
+        (0, 0, None),
+        (1, 1, None),  # there is none: `check` says so, and the demo plays
+        (0, 1, "numpy.dtype size changed; expected the packages of Raspberry Pi OS"),
+    ],
+)
+def test_a_camera_stack_that_the_packages_break_is_told(
+    there, monkeypatch, system, environment, reason
+):
+    """Mutation: a numpy that picamera2 was not built for; the page says 'no camera' for ever."""
+
+    def run(*command, **_):
+        code = system if command[0] == "/usr/bin/python3" else environment
+        return subprocess.CompletedProcess(command, code, "", "Traceback\nnumpy.dtype size changed")
+
+    monkeypatch.setattr(there, "run", run)
+    monkeypatch.setattr(there, "as_service", lambda *command: list(command))
+    expected = pytest.raises(there.DeployError, match=reason) if reason else nullcontext()
+    with expected:
+        there._load_camera_stack(Path("release"), 1)
 
 
 # --- what the user asks for -----------------------------------------------------------------------
