@@ -201,7 +201,7 @@ def deploy(options: argparse.Namespace) -> None:
     if options.preflight_only:
         say(f"{release} reconstructs the demo stack on {device.host}; what ran there runs on")
     else:
-        say(f"{release} runs on {device.host}{_where(done['address'])}")
+        say(f"{release} runs on {device.host}{_where(device.host, done['address'])}")
 
 
 def _expectations(options: argparse.Namespace) -> Iterator[str]:
@@ -230,10 +230,10 @@ def _send_wheels(device: Device, wheelhouse: Path, facts: dict[str, Any]) -> boo
     return folder.is_dir()
 
 
-def _where(address: str) -> str:
+def _where(host: str, address: str) -> str:
     port = address.rpartition(":")[2]
     return (
-        f", at {address} there; from here: ssh -N -L {port}:localhost:{port} HOST, "
+        f", at {address} there; from here: ssh -N -L {port}:localhost:{port} {host}, "
         f"then http://localhost:{port}"
     )
 
