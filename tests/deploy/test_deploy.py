@@ -644,12 +644,18 @@ def index(folder):
         server.shutdown()
 
 
-def test_a_user_who_may_not_become_root_is_told(machine, good):
-    """Mutation: sudo's words alone, which do not say what to do."""
+def test_a_user_who_may_not_become_root_is_told_and_the_first_steps_help(machine, good):
+    """Mutation: sudo's words alone, which do not say what to do; first steps that leave it so."""
+    machine.root_does("echo pi:raspberry | chpasswd")
     allowed = machine.root / "etc/sudoers.d/pi"
     kept = allowed.rename(machine.root / "var/tmp/pi")
     try:
         code, said = machine.make("deploy", good)
+        assert machine.ssh("sudo -n true").returncode != 0
+        page = (REPOSITORY / "docs" / "pi.md").read_text()
+        (command,) = re.findall(r"^ssh -t \S+ \"(.*sudo.*)\"  # \d+$", page, re.M)
+        machine.type_password(command, "raspberry")
+        assert machine.ssh("sudo -n true").returncode == 0
     finally:
         kept.rename(allowed)
     assert code != 0
