@@ -67,13 +67,22 @@ NO_RESULT_S = 10.0
 STEADY_S = 4.0
 PREFLIGHT_WITHIN_S = 180
 LOG_LINES = 15
-# Not sudo's own 1: `deploy.py` tells the two apart.
+# Not sudo's own 1 nor Python's 2: `deploy.py` tells them apart.
 EXIT_TOLD = 9
+EXIT_BAD_INPUT = 10
 EXIT_LATE = 124  # timeout(1)
 
 
 class DeployError(Exception):
     """What went wrong, what was expected and what to do, in one sentence."""
+
+    exit_code = EXIT_TOLD
+
+
+class BadInput(DeployError):
+    """What only the user can mend: a setting, an argument."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 def say(text: str) -> None:
@@ -415,7 +424,8 @@ def settings(release: Path, limit_s: float = PREFLIGHT_WITHIN_S) -> dict[str, An
     if done.returncode:
         silence = "it came to no end" if done.returncode == EXIT_LATE else "it says nothing"
         reason = (done.stderr.strip().splitlines() or [silence])[-1]
-        raise DeployError(f"the release does not take {CONFIG}: {reason}; mend it and deploy again")
+        kind = BadInput if done.returncode == 2 else DeployError
+        raise kind(f"the release does not take {CONFIG}: {reason}; mend it and deploy again")
     found = {}
     for line in done.stdout.splitlines():
         name, _, rest = line.partition(" ")
@@ -639,7 +649,8 @@ def install(options: argparse.Namespace) -> dict[str, Any]:
             prepare_recovery(folder)
     except (DeployError, OSError) as error:
         _drop(options.release)
-        raise DeployError(f"the release was not switched to: {error}") from error
+        kind = BadInput if isinstance(error, BadInput) else DeployError
+        raise kind(f"the release was not switched to: {error}") from error
     if options.preflight_only:
         _drop(options.release)
         return {"release": options.release, "address": None}
@@ -757,7 +768,7 @@ def _network_drop_in(network: str) -> str | None:
     try:
         version = 4 if network == "any" else ipaddress.ip_network(network, strict=False).version
     except ValueError as error:
-        raise DeployError(
+        raise BadInput(
             f"{network} is no network; expected an address such as 192.168.1.0/24, 'any' or "
             "'none'; give one with NETWORK="
         ) from error
@@ -863,7 +874,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Do one command; 0 if it went well, `EXIT_TOLD` with a sentence if not."""
+    """Do one command; 0 if it went well, `EXIT_TOLD` or `EXIT_BAD_INPUT` with a sentence if not."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     options = parse(arguments)
@@ -874,7 +885,7 @@ def main(arguments: list[str]) -> int:
             result = options.command(options)
     except (DeployError, OSError) as error:
         say(f"learn2sofi deploy: {error}")
-        return EXIT_TOLD
+        return getattr(error, "exit_code", EXIT_TOLD)
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps(result) + "\n")
     return 0

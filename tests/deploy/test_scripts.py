@@ -467,6 +467,7 @@ def test_what_hangs_on_the_device_is_ended_with_all_that_it_started(there, tmp_p
     ("code", "meaning"),
     [
         (deploy.EXIT_TOLD, "as said above"),
+        (deploy.EXIT_BAD_INPUT, "as said above"),
         (1, "sudo without a password"),
         (127, "expected python3"),
         (255, "broke off"),
@@ -475,8 +476,32 @@ def test_what_hangs_on_the_device_is_ended_with_all_that_it_started(there, tmp_p
 )
 def test_what_ended_on_the_device_is_told_from_what_never_began(there, code, meaning):
     """Mutation: sudo's 1 is taken for ours, and 'as said above' points at nothing."""
-    assert deploy.EXIT_TOLD == there.EXIT_TOLD
+    assert (deploy.EXIT_TOLD, deploy.EXIT_BAD_INPUT) == (there.EXIT_TOLD, there.EXIT_BAD_INPUT)
     assert meaning in deploy.Device("microscope")._meaning(code, "check")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"), [("network", 2), ("setting", 2), ("release", 1), ("disk", 1)]
+)
+def test_bad_input_ends_with_2_and_a_fault_with_1(there, monkeypatch, tmp_path, wrong, code):
+    """Mutation: who scripts a deploy cannot tell a bad setting from a Pi that is off."""
+    faults = {
+        "setting": subprocess.CompletedProcess([], 2, "", "setting mode is 'sideways'"),
+        "release": subprocess.CompletedProcess([], 1, "", "internal fault"),
+    }
+    monkeypatch.setattr(there, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(there.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(there, "receive", lambda _: there.settings(Path("release")))
+    monkeypatch.setattr(there, "run", lambda *_, **__: faults[wrong])
+    monkeypatch.setattr(there, "as_service", lambda *command: list(command))
+    if wrong == "disk":
+        monkeypatch.setattr(there, "receive", lambda _: (_ for _ in ()).throw(OSError("full")))
+    (tmp_path / "current").mkdir()
+    command = ["listen", "home"] if wrong == "network" else ["install", "0.1.0-0"]
+    done = subprocess.CompletedProcess([], there.main(command), b"")
+    monkeypatch.setattr(deploy.shutil, "which", lambda name: name)
+    monkeypatch.setattr(deploy.subprocess, "run", lambda *_, **__: done)
+    assert deploy.main(["rollback", "microscope"]) == code
 
 
 def test_a_tool_that_this_machine_lacks_is_named(monkeypatch, capsys):
