@@ -27,7 +27,7 @@ REMOTE_ROOT = "/opt/learn2sofi"
 
 SENT = (
     *("device/*.py", "device/default.toml", "device/demo.ome.tif", "device/web/*"),
-    *("models/*.tflite", "models/*.json", "models/*.npz"),
+    *("models/*.tflite", "models/*[0-9].json", "models/*.npz"),  # of the JSON, the manifest alone
     *("models/SHA256SUMS", "models/MODEL_CARD.md"),
     *("systemd/learn2sofi*", "systemd/config.toml", "systemd/requirements/*.txt"),
     *("systemd/on_device.py", "LICENSE"),
