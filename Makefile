@@ -73,9 +73,12 @@ test-camera: $(VENV)/.setup-test ## the daemon on libcamera's virtual camera, in
 	$(BIN)/pytest --noconftest tests/device/test_camera_mutants.py
 	tests/camera/run
 
-.PHONY: test-deploy
-test-deploy: $(VENV)/.setup-test ## `make deploy` to a real systemd in a container (needs root or sudo)
+.PHONY: test-deploy-begins
+test-deploy-begins:
 	@mkdir -p build && date +%s >build/test-deploy.began
+
+.PHONY: test-deploy
+test-deploy: test-deploy-begins $(VENV)/.setup-test ## `make deploy` to a real systemd in a container (needs root or sudo)
 	tests/deploy/may-mount
 	tests/deploy/build-root build/deploy/root
 	$(BIN)/python systemd/deploy.py wheelhouse build/wheelhouse --machine $$(uname -m) \

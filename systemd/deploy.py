@@ -27,7 +27,7 @@ REMOTE_ROOT = "/opt/learn2sofi"
 
 SENT = (
     *("device/*.py", "device/default.toml", "device/demo.ome.tif", "device/web/*"),
-    *("models/*.tflite", "models/*.json", "models/*.npz"),
+    *("models/*.tflite", "models/*[0-9].json", "models/*.npz"),  # of the JSON, the manifest alone
     *("models/SHA256SUMS", "models/MODEL_CARD.md"),
     *("systemd/learn2sofi*", "systemd/config.toml", "systemd/requirements/*.txt"),
     *("systemd/on_device.py", "LICENSE"),
@@ -35,13 +35,22 @@ SENT = (
 # A connection that is cut shall be noticed, not waited for.
 SSH_OPTIONS = ("-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3")
 RSYNC_TIMEOUT_S = 60
-EXIT_TOLD = 9  # `on_device.py` has said what went wrong
+# `on_device.py` has said what went wrong, and whether only the user can mend it.
+EXIT_TOLD, EXIT_BAD_INPUT = 9, 10
 # The C libraries of Debian 12 and what is older: wheels for any of them run there.
 GLIBC_MINORS = range(17, 37)
 
 
 class DeployError(Exception):
     """What went wrong, what was expected and what to do, in one sentence."""
+
+    exit_code = 1
+
+
+class BadInput(DeployError):
+    """What only the user can mend: a setting, an argument."""
+
+    exit_code = 2
 
 
 def say(text: str) -> None:
@@ -82,7 +91,8 @@ class Device:
                 [*self._ssh, self.host, remote], stdin=program, stdout=subprocess.PIPE, check=False
             )
         if done.returncode:
-            raise DeployError(self._meaning(done.returncode, command[0]))
+            kind = BadInput if done.returncode == EXIT_BAD_INPUT else DeployError
+            raise kind(self._meaning(done.returncode, command[0]))
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
@@ -110,7 +120,7 @@ class Device:
         return f"sudo -n {command}"
 
     def _meaning(self, code: int, command: str) -> str:
-        if code == EXIT_TOLD:
+        if code in (EXIT_TOLD, EXIT_BAD_INPUT):
             return f"'{command}' failed on {self.host}, as said above"
         if code in (1, 127):  # sudo's, the shell's
             return (
@@ -201,7 +211,7 @@ def deploy(options: argparse.Namespace) -> None:
     if options.preflight_only:
         say(f"{release} reconstructs the demo stack on {device.host}; what ran there runs on")
     else:
-        say(f"{release} runs on {device.host}{_where(done['address'])}")
+        say(f"{release} runs on {device.host}{_where(device.host, done['address'])}")
 
 
 def _expectations(options: argparse.Namespace) -> Iterator[str]:
@@ -230,10 +240,10 @@ def _send_wheels(device: Device, wheelhouse: Path, facts: dict[str, Any]) -> boo
     return folder.is_dir()
 
 
-def _where(address: str) -> str:
+def _where(host: str, address: str) -> str:
     port = address.rpartition(":")[2]
     return (
-        f", at {address} there; from here: ssh -N -L {port}:localhost:{port} HOST, "
+        f", at {address} there; from here: ssh -N -L {port}:localhost:{port} {host}, "
         f"then http://localhost:{port}"
     )
 
@@ -354,14 +364,14 @@ def _look_for_tools(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do one command; 0 if it went well, 1 with a sentence if not."""
+    """Do one command; with a sentence, 1 for a fault and 2 for what the user has to mend."""
     options = parse(arguments)
     try:
         _look_for_tools(options)
         options.command(options)
     except (DeployError, OSError) as error:
         sys.stderr.write(f"deploy: {error}\n")
-        return 1
+        return getattr(error, "exit_code", DeployError.exit_code)
     return 0
 
 

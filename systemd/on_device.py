@@ -67,13 +67,22 @@ NO_RESULT_S = 10.0
 STEADY_S = 4.0
 PREFLIGHT_WITHIN_S = 180
 LOG_LINES = 15
-# Not sudo's own 1: `deploy.py` tells the two apart.
+# Not sudo's own 1 nor Python's 2: `deploy.py` tells them apart.
 EXIT_TOLD = 9
+EXIT_BAD_INPUT = 10
 EXIT_LATE = 124  # timeout(1)
 
 
 class DeployError(Exception):
     """What went wrong, what was expected and what to do, in one sentence."""
+
+    exit_code = EXIT_TOLD
+
+
+class BadInput(DeployError):
+    """What only the user can mend: a setting, an argument."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 def say(text: str) -> None:
@@ -115,14 +124,28 @@ def within(limit_s: float, command: list[str]) -> list[str]:
     return ["timeout", "--kill-after=10", str(limit_s), *command]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all, whenever the power is cut."""
-    beside = path.with_name(f".{path.name}.new")
-    with beside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Give a place to make a file, which then takes the path's whole, or leaves nothing."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        yield new
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, mode: int = 0o644, group: int = -1) -> None:
+    """Write a file whole or not at all, whenever the disk is full or the power is cut."""
+    with beside(path) as new:
+        new.touch(mode=0o600)
+        os.chown(new, -1, group)
+        new.chmod(mode)
+        with new.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 # --- check ----------------------------------------------------------------------------------------
@@ -256,11 +279,16 @@ def is_sound() -> bool:
         CURRENT.is_dir()
         and not broken_files(CURRENT)
         and (CURRENT / "venv" / "complete").is_file()
+        and all(_is_copy(path, CURRENT / "systemd" / name) for path, name in SYSTEM_FILES.items())
         and run("systemctl", "is-enabled", SERVICE).returncode == 0
         and run("systemctl", "is-active", SERVICE).returncode == 0
         and (state := ask("/api/state")) is not None
         and bool(state["reconstructions"] or camera_missing(state))
     )
+
+
+def _is_copy(path: Path, source: Path) -> bool:
+    return path.is_file() and path.read_bytes() == source.read_bytes()
 
 
 def receive(release: str) -> Path:
@@ -353,7 +381,7 @@ def prepare_system(release: Path) -> None:
     must("systemd-sysusers", release / "systemd" / "learn2sofi.sysusers.conf")
     must("systemd-tmpfiles", "--create", release / "systemd" / "learn2sofi.tmpfiles.conf")
     if not CONFIG.exists():
-        shutil.copyfile(release / "systemd" / "config.toml", CONFIG)
+        put(release / "systemd" / "config.toml", CONFIG)
         say(f"{CONFIG} is yours from now on")
     if not TOKEN.exists():
         _make_token()
@@ -372,9 +400,7 @@ def prepare_recovery(release: Path) -> None:
 
 def _make_token() -> None:
     token = secrets.token_hex(32)
-    TOKEN.touch(mode=0o640, exist_ok=False)
-    TOKEN.write_text(f"{token}\n")
-    os.chown(TOKEN, 0, pwd.getpwnam(USER).pw_gid)
+    write_whole(TOKEN, f"{token}\n", mode=0o640, group=pwd.getpwnam(USER).pw_gid)
     say(f"access token, shown this once (it lies in {TOKEN}): {token}")
 
 
@@ -398,7 +424,8 @@ def settings(release: Path, limit_s: float = PREFLIGHT_WITHIN_S) -> dict[str, An
     if done.returncode:
         silence = "it came to no end" if done.returncode == EXIT_LATE else "it says nothing"
         reason = (done.stderr.strip().splitlines() or [silence])[-1]
-        raise DeployError(f"the release does not take {CONFIG}: {reason}; mend it and deploy again")
+        kind = BadInput if done.returncode == 2 else DeployError
+        raise kind(f"the release does not take {CONFIG}: {reason}; mend it and deploy again")
     found = {}
     for line in done.stdout.splitlines():
         name, _, rest = line.partition(" ")
@@ -410,6 +437,7 @@ def settings(release: Path, limit_s: float = PREFLIGHT_WITHIN_S) -> dict[str, An
 def preflight(release: Path, limit_s: float) -> None:
     """Reconstruct the demo stack with a release before anything is switched to it."""
     settings(release, limit_s)
+    _load_camera_stack(release, limit_s)
     folder = Path("/var/tmp") / f"learn2sofi-preflight-{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
     shutil.chown(folder, USER, USER)
@@ -424,23 +452,35 @@ def preflight(release: Path, limit_s: float) -> None:
         shutil.rmtree(folder)
 
 
+def _load_camera_stack(release: Path, limit_s: float) -> None:
+    """See that the system's picamera2, where there is one, loads beside the release's packages."""
+    loading = ["-c", "import picamera2"]
+    if run("/usr/bin/python3", *loading).returncode:
+        return  # `check` has told
+    done = run(*within(limit_s, as_service(release / "venv" / "bin" / "python", *loading)))
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it came to no end"])[-1]
+        raise DeployError(
+            f"the system's picamera2 does not load beside the release's packages: {reason}; "
+            "expected the packages of Raspberry Pi OS; bring them up to date (sudo apt "
+            "full-upgrade) and deploy again"
+        )
+
+
 # --- switching ------------------------------------------------------------------------------------
 
 
 def link(target: str, path: Path) -> None:
     """Make a symbolic link, or have it point elsewhere, atomically."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(target)
-    beside.replace(path)
+    with beside(path) as new:
+        new.symlink_to(target)
 
 
 def put(source: Path, path: Path) -> None:
     """Copy a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    shutil.copyfile(source, beside)
-    beside.replace(path)
+    with beside(path) as new:
+        shutil.copyfile(source, new)
 
 
 def point_to(release: str) -> None:
@@ -609,7 +649,8 @@ def install(options: argparse.Namespace) -> dict[str, Any]:
             prepare_recovery(folder)
     except (DeployError, OSError) as error:
         _drop(options.release)
-        raise DeployError(f"the release was not switched to: {error}") from error
+        kind = BadInput if isinstance(error, BadInput) else DeployError
+        raise kind(f"the release was not switched to: {error}") from error
     if options.preflight_only:
         _drop(options.release)
         return {"release": options.release, "address": None}
@@ -727,7 +768,7 @@ def _network_drop_in(network: str) -> str | None:
     try:
         version = 4 if network == "any" else ipaddress.ip_network(network, strict=False).version
     except ValueError as error:
-        raise DeployError(
+        raise BadInput(
             f"{network} is no network; expected an address such as 192.168.1.0/24, 'any' or "
             "'none'; give one with NETWORK="
         ) from error
@@ -833,7 +874,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str]) -> int:
-    """Do one command; 0 if it went well, `EXIT_TOLD` with a sentence if not."""
+    """Do one command; 0 if it went well, `EXIT_TOLD` or `EXIT_BAD_INPUT` with a sentence if not."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     options = parse(arguments)
@@ -844,7 +885,7 @@ def main(arguments: list[str]) -> int:
             result = options.command(options)
     except (DeployError, OSError) as error:
         say(f"learn2sofi deploy: {error}")
-        return EXIT_TOLD
+        return getattr(error, "exit_code", EXIT_TOLD)
     with contextlib.suppress(OSError):
         sys.stdout.write(json.dumps(result) + "\n")
     return 0

@@ -18,7 +18,7 @@ from training.specimen_images import crop
 
 DARK = 0.05
 """A stack is drawn anew where less than this part of the specimen's light was ever seen, or where
-the specimen is less bright than this part of what is seen, which then comes from beyond the edge."""
+the specimen is less bright than this part of what is seen, which then is light from beyond."""
 SIMULATED_EMITTERS = 10_000
 """Of more emitters so many are simulated; see `blink`."""
 STRENGTH_SPREAD = 0.3

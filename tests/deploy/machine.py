@@ -176,6 +176,16 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def type_password(self, command, password):
+        """Run a command on a terminal there, and type the password that it asks for."""
+        ssh = ["ssh", "-tt", "-F", self.ssh_config, "microscope", command]
+        with subprocess.Popen(ssh, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as terminal:
+            said = b""
+            while b"password" not in said:
+                assert (more := terminal.stdout.read1()), f"it asked for none: {said}"
+                said += more
+            terminal.communicate(f"{password}\n".encode(), timeout=60)
+
     def make(self, target, tree, *variables, ssh_config=None):
         """Run `make TARGET HOST=microscope` in a tree; returns exit code and all it said."""
         ssh = f"ssh -F {ssh_config or self.ssh_config}"
