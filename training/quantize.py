@@ -169,10 +169,12 @@ def last_step(model: bytes) -> list[str]:
     found, left = [], [each.tensorIndex for each in signature.outputs if each.name == b"image"]
     while left:
         tensor = int(left.pop())
-        op = maker.get(tensor)
-        kind = op and names[op.opcodeIndex]
-        of_mean = kind == "DEPTH_TO_SPACE" and mean in maker[int(op.inputs[0])].inputs
-        if of_mean or kind in ("ADD", "MUL") or (kind == "CONV_2D" and mean in op.inputs):
+        if tensor not in maker:
+            continue
+        op = maker[tensor]
+        kind, source = names[op.opcodeIndex], maker.get(int(op.inputs[0]))
+        of_mean = mean in op.inputs or (source is not None and mean in source.inputs)
+        if kind in ("ADD", "MUL") or (kind in ("CONV_2D", "DEPTH_TO_SPACE") and of_mean):
             found.append(graph.tensors[tensor].name.decode())
             left += list(op.inputs)
     return found

@@ -5,9 +5,8 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from training import narrowing
-from training.narrowing import GATE_RANGE, PARTIAL_RANGE, narrowed
-from training.network import NetworkSettings, build_step
+from training.narrowing import BEYOND_RANGE, GATE_RANGE, PARTIAL_RANGE, narrowed
+from training.network import ACTIVATION_RANGE, LOWEST, USUAL, NetworkSettings, build_step
 from training.quantize import SIZE_PX, convert, operators, trajectory
 
 BLIND = np.zeros((1, 1), np.float32)
@@ -57,11 +56,13 @@ def candidates_and_gates(model, frames):
     return c[0]
 
 
-def test_only_what_feeds_the_gates_is_narrowed(wide):
-    """Mutations: the image's or the cell's range narrowed too; the summands left as they were."""
+def test_ranges_are_those_of_the_gates_and_of_the_training(wide):
+    """Mutations: the cell's range narrowed too; the summands of the gates left as they were; the
+    head left with the ranges of its calibration, which a brighter sample leaves."""
     before, after = ranges(wide), ranges(narrowed(wide))
     changed = {after[index] for index in before if after[index] != pytest.approx(before[index])}
-    assert {round(limit, 3) for limit in changed} == {GATE_RANGE, PARTIAL_RANGE}
+    halves = {(high - low) / 2 for low, high in (ACTIVATION_RANGE, BEYOND_RANGE)}
+    assert {round(limit, 3) for limit in changed} == {GATE_RANGE, PARTIAL_RANGE} | halves
     assert operators(narrowed(wide)) == operators(wide)
 
 
@@ -79,20 +80,37 @@ def test_the_cell_comes_nearer_to_the_float_network(step, wide, frames):
     assert 0.5 < error / wide_error < 0.95
 
 
-def test_the_images_range_ends_at_the_limit(wide, monkeypatch):
-    """And begins where it did: zero stays exactly zero.
-
-    Mutations: a limit for one of two tensors that share a scale, which the interpreter refuses; a
-    zero point that was left as it was.
-    """
-    monkeypatch.setattr(narrowing, "IMAGE_LIMIT", 0.5)
-    model = narrowed(wide)
-    mean = np.full((1, SIZE_PX, SIZE_PX, 1), 0.3, np.float32)
-    mean[:, :64] = 2.0  # this untrained network's image is the mean, enlarged
-    mean[:, 96:] = 0.0
+def played(model, mean):
     state = np.zeros((1, *SETTINGS.state_shape(SIZE_PX, SIZE_PX)), np.float32)
     runner = Interpreter(model_content=model).get_signature_runner("step")
-    image = runner(frame=mean, mean=mean, psf_sigma_px=BLIND, h=state, c=state)["image"][0, :, :, 0]
-    assert image[:120].max() == pytest.approx(0.5, abs=0.004)
-    assert image[140:180, 10:-10].mean() == pytest.approx(0.3, abs=0.01)
-    assert image[204:].max() == 0
+    return runner(frame=mean, mean=mean, psf_sigma_px=BLIND, h=state, c=state)["image"][0, :, :, 0]
+
+
+def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):
+    """The int8 part is only what is added: nothing, here, to half a step of its first part.
+
+    Mutations: an image that is rounded to int8's steps, and one that ends where int8 does.
+    """
+    rng = np.random.default_rng(3)
+    mean = rng.gamma(2.0, 0.5, (1, SIZE_PX, SIZE_PX, 1)).astype(np.float32)
+    mean[0, 60, 60] = 20.0  # beyond any calibration
+    images = [played(model, mean) for model in (convert(step), narrowed(wide))]
+    offset = images[1] - images[0]
+    assert np.abs(offset).max() < (USUAL - LOWEST) / 255
+    assert np.ptp(offset) < 1e-5  # all pixels have the same: no steps
+
+
+def test_the_correction_reaches_as_far_as_its_range(step, frames):
+    """Mutations: one part only; the second part with the scale of its calibration; a factor that is
+    not undone. Of a correction of 8 its int8 steps may miss 0.1."""
+    mean = np.full((1, SIZE_PX, SIZE_PX, 1), 0.5, np.float32)
+    kept = step.correction.bias.numpy()
+    try:
+        for bias in (-0.4, 0.3, 8.0):
+            step.correction.bias.assign(np.full_like(kept, bias))
+            means = np.broadcast_to(frames.mean(0), frames.shape)
+            model = narrowed(convert(step, trajectory(step, frames[:2], means[:2])))
+            inner = played(model, mean)[20:-20, 20:-20]
+            np.testing.assert_allclose(inner, 0.5 + bias, atol=0.1 if bias > USUAL else 0.015)
+    finally:
+        step.correction.bias.assign(kept)

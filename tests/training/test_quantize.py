@@ -16,6 +16,7 @@ from device.errors import FaultError, UserError
 from training import quantize
 from training import settings as settings_file
 from training.__main__ import main
+from training.narrowing import operator_names
 from training.network import NetworkSettings, Step, build_step
 
 
@@ -65,11 +66,28 @@ def test_a_float_inside_is_refused(tiny_files: tuple[bytes, bytes]) -> None:
         quantize.check_int8(float32)
     parsed = schema.ModelT.InitFromPackedBuf(int8, 0)
     graph = parsed.subgraphs[0]
-    inner = next(op.outputs[0] for op in graph.operators if op.outputs[0] not in graph.outputs)
-    graph.tensors[inner].type = schema.TensorType.FLOAT32
+    names = operator_names(parsed)
+    tanh = next(op for op in graph.operators if names[op.opcodeIndex] == "TANH")
+    for tensor in (tanh.inputs[0], tanh.outputs[0]):
+        graph.tensors[tensor].type = schema.TensorType.FLOAT32
     builder = flatbuffers.Builder(len(int8))
     builder.Finish(parsed.Pack(builder), b"TFL3")
-    with pytest.raises(FaultError, match="float tensors inside"):
+    with pytest.raises(FaultError, match=r"in float inside: \['TANH'\]"):
+        quantize.check_int8(bytes(builder.Output()))
+
+
+def test_an_image_from_which_int8_computes_on_is_refused(tiny_files: tuple[bytes, bytes]) -> None:
+    """Catches a last step that is not the last: the float image quantized again inside."""
+    _, int8 = tiny_files
+    assert quantize.float_operators(int8) == quantize.LAST_STEP
+    assert quantize.fed_back(int8) == []
+    parsed = schema.ModelT.InitFromPackedBuf(int8, 0)
+    graph, names = parsed.subgraphs[0], operator_names(parsed)
+    by_name = {names[op.opcodeIndex]: op for op in graph.operators}
+    by_name["QUANTIZE"].inputs[0] = by_name["ADD"].outputs[0]  # the last ADD makes the image
+    builder = flatbuffers.Builder(len(int8))
+    builder.Finish(parsed.Pack(builder), b"TFL3")
+    with pytest.raises(FaultError, match="in float inside"):
         quantize.check_int8(bytes(builder.Output()))
 
 
@@ -88,11 +106,13 @@ def test_the_whole_step_is_int8_but_for_its_boundary(tiny_files: tuple[bytes, by
     float32 = schema.TensorType.FLOAT32
     assert {graph.tensors[i].type for i in [*graph.inputs, *graph.outputs]} == {float32}
     counts = quantize.operators(int8)
-    assert counts["QUANTIZE"] >= 4
-    assert counts["DEQUANTIZE"] == 3
+    assert counts["QUANTIZE"] >= 5
+    assert counts["DEQUANTIZE"] == 4  # state and both parts of the correction
     # factors, 4 of the gates (fluctuation, mean, products, state), 2 of the head and its 1 layer,
-    # correction, upsampling
-    assert counts["CONV_2D"] == 10
+    # 2 of the correction, and in float the mean's interpolation
+    assert counts["CONV_2D"] == 11
+    # the PSF's features, and scale and shift of both sums of the head
+    assert counts["FULLY_CONNECTED"] == 3
 
 
 def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:
