@@ -19,7 +19,7 @@ clip_norm = 1.0
 
 [network]
 filters = 4
-products = 2
+products = 4
 head_filters = 4
 head_layers = 1
 

@@ -84,7 +84,7 @@ def test_an_image_from_which_int8_computes_on_is_refused(tiny_files: tuple[bytes
     parsed = schema.ModelT.InitFromPackedBuf(int8, 0)
     graph, names = parsed.subgraphs[0], operator_names(parsed)
     by_name = {names[op.opcodeIndex]: op for op in graph.operators}
-    by_name["QUANTIZE"].inputs[0] = by_name["ADD"].outputs[0]  # the last ADD makes the image
+    by_name["QUANTIZE"].inputs = by_name["ADD"].outputs  # the last ADD makes the image
     builder = flatbuffers.Builder(len(int8))
     builder.Finish(parsed.Pack(builder), b"TFL3")
     with pytest.raises(FaultError, match="in float inside"):
