@@ -49,6 +49,7 @@ def narrowed(model: bytes) -> bytes:
             _limit(graph, product.outputs[0], PRODUCT_RANGE)
     _set_head(graph, kinds)
     _set_beyond(graph, kinds)
+    _follow_enlarging(graph, kinds)
     _renew_bias_scales(parsed, graph, kinds)
     builder = flatbuffers.Builder(len(model) + 65536)
     builder.Finish(parsed.Pack(builder), b"TFL3")
@@ -119,7 +120,6 @@ def _set_head(graph: Graph, kinds: _Kinds) -> None:
             _limit(graph, scaled.outputs[0], CONVOLUTION_RANGE[1])
             if shifted.builtinOptions.fusedActivationFunction == 0:
                 _limit(graph, shifted.outputs[0], SUMMAND_RANGE[1])
-    _follow_enlarging(graph, kinds)
 
 
 def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:
@@ -137,7 +137,6 @@ def _set_beyond(graph: Graph, kinds: _Kinds) -> None:
         )
         if ends_at_0 and kinds.feeds(graph, conv, "DEPTH_TO_SPACE"):
             _set_range(graph, conv.outputs[0], *BEYOND_RANGE)
-    _follow_enlarging(graph, kinds)
 
 
 def _follow_enlarging(graph: Graph, kinds: _Kinds) -> None:
