@@ -52,8 +52,9 @@ stacks in brackets; *worst gain* is the smallest difference to the bicubic mean 
 RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
 stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
-*Twin*: the same architecture, trained from the same weights for as many updates on copies of the
-mean alone, and fed such; what the network gains over it is what the fluctuation gives.
+*Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
+such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
+fluctuation gives.
 
 {table}
 ### int8 against float32
@@ -73,7 +74,7 @@ mean alone, and fed such; what the network gains over it is what the fluctuation
   the network adds nothing there but its speed.
 - *Copies of the mean* and *shuffled in time* are the same window without its fluctuation, or without
   the correlation of neighbours. Both are unlike what the network was trained on, so that they are
-  no proof of what the fluctuation gives: the twin, trained on copies alone for as long, is.
+  no proof of what the fluctuation gives: the twin, trained on copies alone, is.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
 - PSF widths outside the range above, specimens that move all the time and saturated frames: not
