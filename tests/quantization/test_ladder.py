@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
 
-from training import quantize
+from training import network, quantize
 from training import settings as settings_file
 from training.example import Example, make_example
 from training.forward_model import ForwardModelSettings
+from training.narrowing import narrowed
 from training.network import (
     FRAME_RANGE,
     MEAN_RANGE,
@@ -30,6 +31,7 @@ FRAMES = 30
 NETWORK = NetworkSettings(head_filters=4, head_layers=1)
 SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
 PSF = np.array([[1.5]], np.float32)
+SPREAD = 0.12  # of the weights: larger ones make a state that is chaotic, rounded or not
 Series = dict[str, np.ndarray]
 """Of each output of the step its value at every frame, (T, ...)."""
 
@@ -44,7 +46,7 @@ def step() -> Step:
     rng = np.random.default_rng(1)
     for variable in step.trainable_variables:
         if "upsampling" not in variable.path:
-            variable.assign(rng.normal(0, 0.25, variable.shape).astype(np.float32))
+            variable.assign(rng.normal(0, SPREAD, variable.shape).astype(np.float32))
     return step
 
 
@@ -92,8 +94,8 @@ def by_float(step: Step, example: Example) -> Series:
 
 @pytest.fixture(scope="module")
 def by_int8(step: Step, example: Example) -> Series:
-    """The int8 file, calibrated on four stacks."""
-    content = quantize.convert(step, quantize.representative_set(step, SETTINGS, 4))
+    """The int8 file, calibrated on four stacks, with its ranges set as a release has them."""
+    content = narrowed(quantize.convert(step, quantize.representative_set(step, SETTINGS, 4)))
     quantize.check_int8(content)
     return played(tflite(content), example)
 
@@ -111,10 +113,17 @@ def test_the_series_is_worth_comparing(by_keras: Series) -> None:
     assert rms(np.diff(by_keras["image"], axis=0)).min() > 1e-3
 
 
-def test_unrolled_is_the_step(step: Step, example: Example, by_keras: Series) -> None:
-    """Catches another order of update and image in training than in use. float32: 1e-5."""
+def test_unrolled_is_the_step(
+    step: Step, example: Example, by_keras: Series, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the rounding to int8's steps, which is training's alone.
+
+    Catches another order of update and image in training than in use. float32: 1e-5.
+    """
+    monkeypatch.setattr(network, "straight_through", network.exact)
+    monkeypatch.setattr(network, "as_int8", network.exact)
     chunk = 10
-    network = Unrolled(step, 1, (SIZE, SIZE), tuple(range(chunk)))
+    unrolled = Unrolled(step, 1, (SIZE, SIZE), tuple(range(chunk)))
     images = []
     for k in range(FRAMES // chunk):
         inputs = {
@@ -124,7 +133,7 @@ def test_unrolled_is_the_step(step: Step, example: Example, by_keras: Series) ->
             "fresh": np.array([k == 0], np.float32),
             "gain": np.ones((1, chunk), np.float32),
         }
-        images += list(keras.ops.convert_to_numpy(network(inputs))[0])
+        images += list(keras.ops.convert_to_numpy(unrolled(inputs))[0])
     np.testing.assert_allclose(images, by_keras["image"][:, 0, :, :, 0], atol=5e-5)
 
 
@@ -138,14 +147,14 @@ def test_the_float_file_is_the_step(name: str, by_keras: Series, by_float: Serie
     np.testing.assert_allclose(by_float[name], by_keras[name], atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("image", 0.015, 0.1), ("c_out", 0.02, 0.2)])
+@pytest.mark.parametrize(("name", "low", "high"), [("image", 0.015, 0.1), ("c_out", 0.1, 0.4)])
 def test_the_int8_file_is_near_the_float_file_at_every_step(
     name: str, low: float, high: float, by_float: Series, by_int8: Series
 ) -> None:
     """Catches a tensor whose scale is off, a state that drifts, and a file that is not int8 at all.
 
-    Relative to the signal's own root mean square. Measured: 0.13 to 0.17 for the
-    cell, whose random weights add up the roundings of frame, products and state, and less for the
+    Relative to the signal's own root mean square. Measured: 0.27 to 0.32 for the cell, whose random
+    weights of 16 channels add up the roundings of frame, products and state, and less for the
     image. Float has 1e-6.
     """
     error = rms(by_int8[name] - by_float[name]) / rms(by_float[name])  # (T,)
@@ -154,9 +163,10 @@ def test_the_int8_file_is_near_the_float_file_at_every_step(
 
 
 def test_int8_errors_do_not_pile_up(by_float: Series, by_int8: Series) -> None:
-    """Catches a carried state that runs away: the last ten frames are no worse than the ten before
-    by more than a half, and the mean over pixels has no offset that grows."""
-    error = rms(by_int8["c_out"] - by_float["c_out"])
+    """Catches a carried state that runs away: relative to the state, which still grows, the last ten
+    frames are no worse than the ten before by more than a half, and the mean over pixels has no
+    offset that grows."""
+    error = rms(by_int8["c_out"] - by_float["c_out"]) / rms(by_float["c_out"])
     assert error[20:].mean() < 1.5 * error[10:20].mean()
     offset = np.mean(by_int8["image"] - by_float["image"], axis=(1, 2, 3, 4))
     assert np.abs(offset).max() < 0.02 * rms(by_float["image"]).max()
