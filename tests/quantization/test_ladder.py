@@ -163,8 +163,8 @@ def test_the_int8_file_is_near_the_float_file_at_every_step(
 
 
 def test_int8_errors_do_not_pile_up(by_float: Series, by_int8: Series) -> None:
-    """Catches a carried state that runs away: relative to the state, which still grows, the last ten
-    frames are no worse than the ten before by more than a half, and the mean over pixels has no
+    """Catches a carried state that runs away: relative to the state, which still grows, the last
+    ten frames are no worse than the ten before by more than a half, and the mean over pixels has no
     offset that grows."""
     error = rms(by_int8["c_out"] - by_float["c_out"]) / rms(by_float["c_out"])
     assert error[20:].mean() < 1.5 * error[10:20].mean()

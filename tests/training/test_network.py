@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from training import network as training_network
 from training.network import (
     FRAME_RANGE,
     MEAN_RANGE,
@@ -263,8 +264,14 @@ def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
     return keras.ops.convert_to_numpy(network(inputs))
 
 
-def test_unrolled_is_the_step_run_frame_by_frame(step: Step, series: np.ndarray) -> None:
-    """Catches an image read from the state before, swapped inputs, and gain on the wrong axis."""
+def test_unrolled_is_the_step_run_frame_by_frame(
+    step: Step, series: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the rounding to int8's steps.
+
+    Catches an image read from the state before, swapped inputs, and gain on the wrong axis.
+    """
+    monkeypatch.setattr(training_network, "straight_through", training_network.exact)
     network = unrolled(step, (2, 5), 6)
     inputs = inputs_of(series, 2) | {"gain": np.array([[1, 2], [3, 4]], np.float32)}
     read = images(network, inputs)
