@@ -255,9 +255,8 @@ def inputs_of(series: np.ndarray, reads: int, fresh: tuple[float, float] = (1, 1
 def series() -> np.ndarray:
     """Frames and means of two places, (2, B, 6, 16, 20), on both grids of int8 steps."""
     steps = np.random.default_rng(7).integers(0, 50, (2, 2, 6, 16, 20))
-    low = np.array([FRAME_RANGE[0], MEAN_RANGE[0]]).reshape(2, 1, 1, 1, 1)
     size = np.ptp([FRAME_RANGE, MEAN_RANGE], axis=1).reshape(2, 1, 1, 1, 1) / 255
-    return (low + steps * size).astype(np.float32)
+    return (steps * size).astype(np.float32)
 
 
 def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
