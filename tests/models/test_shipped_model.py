@@ -89,7 +89,7 @@ def test_it_beats_the_mean(documents, steps, mode):
 def test_int8_is_near_float32(documents):
     """Mean over all stacks within 0.3 dB, in either direction."""
     losses = model_card.int8_losses(documents[1])
-    assert set(losses) == {"window", "stream 30", "stream 120"}
+    assert set(losses) == {"window", "stream 30", "stream 120", "window, PSF told"}
     assert all(abs(mean) <= 0.3 for mean, _ in losses.values())
 
 
@@ -136,7 +136,7 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
     np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.1)
-    np.testing.assert_allclose(errors, 0, atol=0.25)
+    np.testing.assert_allclose(errors, 0, atol=0.13)  # measured: 0.11 at one place of ten
 
 
 def test_single_emitters_are_drawn_as_far_from_their_places_as_the_card_says(documents, steps):
