@@ -22,6 +22,7 @@ from device.model import MODELS_DIR, Normalization, Step, load_step, newest_mode
 from device.reconstructor import reconstruct_stream
 from training.inspection import WatchedStep, activations, ends_of_outputs
 from training.narrowing import operator_names
+from training.network import LOWEST, USUAL
 
 PATH = newest_model(MODELS_DIR)
 CONTENT = PATH.read_bytes()
@@ -29,9 +30,10 @@ MOVIE_AT = (9, 19, 29, 39, 49, 59)
 MOVIE_FIDELITY_DB = 30.0
 """int8 is some 40 dB like float32 and a movie of other frames below 25."""
 
-MOVIE_BIAS = 0.02
-"""Of an image's standard deviation: how far its mean may lie from the shipped file's. Half an int8
-step that is cut off every frame and mean moves it by 0.04 and more."""
+MOVIE_BIAS = 0.003
+"""Of an image's standard deviation: how far its mean may lie from the shipped file's. A host that
+rounds moves it by 0.0003; half an int8 step that is cut off every frame and mean by 0.0046 and more,
+a step of the correction by 0.046."""
 
 Order = Callable[[int], np.ndarray]
 
@@ -114,7 +116,11 @@ class Handed(WatchedStep):
 
 def off_by_one(name: str) -> Step:
     """An output is taken off its int8 by a zero point that is one too small."""
-    step = ends_of_outputs(CONTENT, "step")[name].step
+    return moved(name, ends_of_outputs(CONTENT, "step")[name].step)
+
+
+def moved(name: str, step: float) -> Step:
+    """An output has so much more everywhere."""
     return Handed(out=lambda outputs: outputs | {name: outputs[name] + np.float32(step)})
 
 
@@ -202,7 +208,8 @@ def shuffled(count: int) -> np.ndarray:
 
 MUTANTS: dict[str, Callable[[], Mutant]] = {
     "wrong zero point of c": lambda: Mutant(off_by_one("c_out")),
-    "wrong zero point of the image": lambda: Mutant(off_by_one("image")),
+    # The image is added up in float; its int8 part is the correction.
+    "wrong zero point of the correction": lambda: Mutant(moved("image", (USUAL - LOWEST) / 255)),
     "truncation instead of rounding, frames": lambda: Mutant(by_integers(np.floor)),
     "truncation instead of rounding, weights": lambda: Mutant(edited(cut_weights)),
     "shuffled frames": lambda: Mutant(load_step(PATH), shuffled),

@@ -109,6 +109,7 @@ def test_batches_have_the_shapes_that_the_network_takes(unbroken: list[Batch]) -
     assert shapes == {
         "frames": ((2, 5, 16, 16), "float32"),
         "means": ((2, 5, 16, 16), "float32"),
+        "psf_sigma_px": ((2, 1), "float32"),
         "fresh": ((2,), "float32"),
         "gain": ((2, 2), "float32"),
     }
@@ -153,7 +154,7 @@ def test_training_validation_and_calibration_never_share_a_specimen(
     seeds["training"] = [plan(SMALL, 1, p, n).seed for p in range(8) for n in range(200)]
 
     def recorded(split: str) -> Any:
-        def make_example(*arguments: Any) -> Any:
+        def make_example(*arguments: Any, **_: Any) -> Any:
             seeds[split].append(arguments[4])
             return dataset.Example(*np.zeros((4, 1, 16, 16), np.float32), 1.0)
 

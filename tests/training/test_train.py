@@ -257,7 +257,7 @@ def test_a_bad_settings_file_is_refused_with_a_sentence(
 
 def test_a_missing_settings_file_is_refused_with_the_known_names(tmp_path: Path) -> None:
     """Catches a default that is taken silently."""
-    with pytest.raises(UserError, match="base, mean, smoke, streams"):
+    with pytest.raises(UserError, match="base, mean, smoke, twin"):
         settings_file.load(str(tmp_path / "none.toml"))
 
 
