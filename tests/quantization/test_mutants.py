@@ -32,8 +32,8 @@ MOVIE_FIDELITY_DB = 30.0
 
 MOVIE_BIAS = 0.003
 """Of an image's standard deviation: how far its mean may lie from the shipped file's. A host that
-rounds moves it by 0.0003; half an int8 step that is cut off every frame and mean by 0.0046 and more,
-a step of the correction by 0.046."""
+rounds moves it by 0.0003, half an int8 step cut off every frame and mean by 0.0046 and more, and a
+step of the correction by 0.046."""
 
 Order = Callable[[int], np.ndarray]
 
