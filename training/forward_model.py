@@ -49,6 +49,10 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with such a specimen, instead of a drawn one."""
     psf_sigma_px: Range = (0.8, 3.2)
     """Standard deviation of the PSF, camera px, log-uniform."""
+    usual_psf_sigma_px: Range = (1.0, 2.0)
+    """The same of microscopes whose sampling fits their optics."""
+    usual_psf_fraction: Fraction = 0.0
+    """Part of the stacks that come from such."""
     halo_probability: Fraction = 0.25
     """Part of the stacks whose PSF has a wider second part, as defocus and the tails of an Airy
     pattern give it."""
@@ -164,7 +168,8 @@ def simulate(
     Stack
         Never an empty one: where nothing lies in the field, or nothing was on, all is drawn anew.
     """
-    sigma_px = _log_uniform(settings.psf_sigma_px, rng)
+    usual = settings.usual_psf_fraction and rng.random() < settings.usual_psf_fraction
+    sigma_px = _log_uniform(settings.usual_psf_sigma_px if usual else settings.psf_sigma_px, rng)
     psf = draw_psf(settings, sigma_px, rng)
     margin = int(np.ceil(3 * sigma_px))
     family, density = draw_specimen(settings, _grid(shape, margin), rng)

@@ -311,3 +311,16 @@ def test_emitters_that_blink_under_speckle_are_as_bright_as_without(
     # <b^2> <s^2> - <b>^2 <s>^2 with <s^2> = 2 <s>^2 for full speckle
     expected = 2 * np.mean(alone**2, axis=0) - np.mean(alone, axis=0) ** 2
     assert np.mean(both.var(axis=0)) == pytest.approx(expected.mean(), rel=0.15)
+
+
+def test_a_part_of_the_stacks_is_usually_sampled() -> None:
+    """Mutation: the range of all microscopes for every stack."""
+    model = ForwardModelSettings(
+        psf_sigma_px=(2.5, 3.0), usual_psf_sigma_px=(1.0, 1.2), usual_psf_fraction=0.5
+    )
+    drawn = [
+        simulate(model, 1, (16, 16), np.random.default_rng((5, k))).psf_sigma_px for k in range(40)
+    ]
+    usual = [sigma for sigma in drawn if 1.0 <= sigma <= 1.2]
+    assert 10 <= len(usual) <= 30
+    assert all(2.5 <= sigma <= 3.0 for sigma in drawn if sigma not in usual)

@@ -171,6 +171,19 @@ def test_a_mirrored_sample_gives_the_mirrored_image(step: Step, axes: tuple[int,
     assert np.abs(images[0] - images[1]).max() > 0.1
 
 
+def test_a_scaled_head_draws_the_same_image() -> None:
+    """Mutations: a bias, a shift or the correction left as it was."""
+    rng = np.random.default_rng(11)
+    frame, mean = rng.normal(0, 0.01, (2, 1, 16, 20)).astype(np.float32)
+    small = randomized(build_step(TINY, 16, 20), 3, size=0.1)  # no activation at its limit
+    state = zero_state(small, 1, 16, 20)
+    before = run(small, frame, mean, state, psf_sigma_px=1.4)["image"]
+    small.scale_head(2.0)
+    np.testing.assert_allclose(
+        run(small, frame, mean, state, psf_sigma_px=1.4)["image"], before, atol=1e-6
+    )
+
+
 def test_the_psf_changes_the_image(step: Step) -> None:
     """Catches an input that is asked for and not used, and one that is used in part of a batch."""
     frame, mean = np.random.default_rng(12).random((2, 2, 16, 20), np.float32)
