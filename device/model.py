@@ -116,10 +116,14 @@ class Normalization(_Strict):
     background_percentile: float = Field(ge=0, lt=100)
     scale_percentile: float = Field(gt=0, le=100)
     min_contrast_sem: float = Field(ge=0)
+    peak_percentile: float = Field(100, gt=0, le=100)
+    highest_peak: float | None = Field(None, gt=0)
+    """None where the model knows no such bound, as those before 0.5.0."""
 
     def settings(self) -> NormalizationSettings:
         """Return the numbers in the form that `device.normalize.measure` takes."""
-        return NormalizationSettings(**self.model_dump())
+        numbers = self.model_dump() | {"highest_peak": self.highest_peak or float("inf")}
+        return NormalizationSettings(**numbers)
 
 
 class Manifest(_Strict):

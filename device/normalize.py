@@ -4,8 +4,13 @@ A window's frames are brought to the range that the network was trained on by on
 scale, both measured on the window's mean image::
 
     background = percentile(median3x3(mean), background_percentile)
-    scale      = percentile(median3x3(mean), scale_percentile) - background
+    bright     = percentile(median3x3(mean), scale_percentile) - background
+    peak       = percentile(median3x3(mean), peak_percentile) - background
+    scale      = max(bright, peak / highest_peak)
     normalized = (frame - background) / scale
+
+The second bound is for a few points in an empty field: they would be many times as bright as the
+network, and int8, can tell apart.
 
 The median over 3 x 3 pixels takes isolated hot pixels out of the statistics: no image formed by an
 objective is sharper than its PSF, so what stands alone in one pixel is not the sample. The
@@ -30,15 +35,21 @@ class NormalizationSettings:
     background_percentile : float
         Percentile of the smoothed mean image that is taken as background, 0 to 100.
     scale_percentile : float
-        Percentile of the smoothed mean image that is mapped to 1, 0 to 100.
+        Percentile of the smoothed mean image that is mapped to 1, 0 to 100, or to less.
     min_contrast_sem : float
         Contrast of the mean image, in standard errors of the mean, below which the verdict is
         "nothing to see".
+    peak_percentile : float
+        Percentile of the smoothed mean image that is mapped to no more than `highest_peak`.
+    highest_peak : float
+        Infinite where there is no such bound.
     """
 
     background_percentile: float = 5.0
     scale_percentile: float = 99.5
     min_contrast_sem: float = 3.0
+    peak_percentile: float = 99.9
+    highest_peak: float = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +107,10 @@ def measure(
     """
     settings = settings or NormalizationSettings()
     smooth = cv2.medianBlur(np.ascontiguousarray(mean, dtype=np.float32), 3)  # (H, W)
-    background, bright = _percentiles(
-        smooth, settings.background_percentile, settings.scale_percentile
+    background, bright, peak = _percentiles(
+        smooth, settings.background_percentile, settings.scale_percentile, settings.peak_percentile
     )
-    contrast = bright - background
+    contrast = max(bright - background, (peak - background) / settings.highest_peak)
     flat = contrast <= 1e-6 * max(abs(bright), abs(background))
     unseen = flat or contrast < settings.min_contrast_sem * standard_error
     return Scaling(background, 0.0 if flat else contrast, unseen)

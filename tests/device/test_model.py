@@ -131,7 +131,9 @@ def test_a_good_pair_loads_and_knows_itself(write_model):
     assert step.name == "stand_in-1.2.0-int8"
     assert step.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert step.manifest.version == "1.2.0"
-    assert step.manifest.normalization.settings().scale_percentile == 99.5
+    numbers = step.manifest.normalization.settings()
+    assert numbers.scale_percentile == 99.5
+    assert numbers.highest_peak == float("inf")  # as a manifest that names no such bound means it
 
 
 @pytest.mark.parametrize("size", [(32, 32), (16, 16), (18, 50), (128, 64)])

@@ -150,6 +150,14 @@ def test_the_settings_are_obeyed():
     assert wide.scale > measure(image).scale
 
 
+@pytest.mark.parametrize("sigma_px", [1.0, 1.4, 2.4])
+def test_a_single_point_is_not_far_above_1(sigma_px):
+    """Mutation: the bound of the peak is left out, and the finest is at 34."""
+    y, x = np.indices((64, 64))
+    point = 1e3 * np.exp(-((y - 30.3) ** 2 + (x - 40.2) ** 2) / (2 * sigma_px**2)) + 100
+    assert measure(point).normalize(point).max() < 6
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_alone_is_nothing_to_see(seed):
     """Mutation: the standard error is not asked, or the threshold is 1."""
