@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy import ndimage
 
 from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitation
-from training.optics import UPSAMPLING, image_formation, target_image
+from training.optics import UPSAMPLING, GaussianPsf, Psf, PupilPsf, target_image
 from training.processing import Processing
 from training.sensor import Sensor
 from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
@@ -27,8 +27,6 @@ STRENGTH_SPREAD = 0.3
 Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
 Fluctuation = Blinking | SpeckleExcitation | BlinkingUnderSpeckle
-Psf = list[tuple[float, float]]
-"""Gaussian parts of a PSF: share of the light, standard deviation in camera px."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,9 +51,13 @@ class ForwardModelSettings(BaseModel):
     """The same of microscopes whose sampling fits their optics."""
     usual_psf_fraction: Fraction = 0.0
     """Part of the stacks that come from such."""
+    pupil_probability: Fraction = 0.0
+    """Part of the stacks with the PSF of a round pupil, an Airy pattern; its width is that of the
+    Gaussian nearest to it, 0.21 wavelengths over NA. In the others it is Gaussian."""
+    defocus_waves: tuple[Fraction, Fraction] = (0.0, 0.4)
+    """Defocus of such, as the phase at the pupil's edge, uniform."""
     halo_probability: Fraction = 0.25
-    """Part of the stacks whose PSF has a wider second part, as defocus and the tails of an Airy
-    pattern give it."""
+    """Part of the Gaussian PSFs that have a wider second part, as scattering and haze give it."""
     halo_share: Range = (0.1, 0.5)
     """Light in the second part of the PSF over all, uniform."""
     halo_width: Range = (1.5, 3.0)
@@ -175,10 +177,10 @@ def simulate(
     family, density = draw_specimen(settings, _grid(shape, margin), rng)
     fluctuation = draw_fluctuation(settings, rng)
     emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
-    light = form_image(emission, psf, margin, shape)  # (T, H, W)
+    light = psf.form(emission, margin, shape)  # (T, H, W)
     peak = float(np.percentile(light.mean(axis=0), 99.9))
     target = target_image(brightness, margin)  # (2H, 2W)
-    seen = peak > DARK * form_image(brightness, psf, margin, shape).max()
+    seen = peak > DARK * psf.form(brightness, margin, shape).max()
     bright = np.percentile(target, 99.9)
     if not (seen and bright > 0.01 * target.max() and bright > DARK * peak):
         return simulate(settings, frames, shape, rng)
@@ -192,17 +194,14 @@ def simulate(
 
 
 def draw_psf(settings: ForwardModelSettings, sigma_px: float, rng: np.random.Generator) -> Psf:
-    """Draw the parts of a PSF of this width."""
+    """Draw a PSF of this width."""
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    if settings.pupil_probability and rng.random() < settings.pupil_probability:
+        return PupilPsf(sigma_px, rng.uniform(*settings.defocus_waves))
     if rng.random() >= settings.halo_probability:
-        return [(1.0, sigma_px)]
+        return GaussianPsf([(1.0, sigma_px)])
     share, width = rng.uniform(*settings.halo_share), rng.uniform(*settings.halo_width)
-    return [(1 - share, sigma_px), (share, sigma_px * width)]
-
-
-def form_image(emission: np.ndarray, psf: Psf, margin: int, shape: tuple[int, int]) -> np.ndarray:
-    """Blur by a sum of Gaussians and sample, (..., 2(H+2m), 2(W+2m)) to (..., H, W)."""
-    parts = [share * image_formation(emission, sigma, margin, shape) for share, sigma in psf]
-    return sum(parts[1:], start=parts[0])
+    return GaussianPsf([(1 - share, sigma_px), (share, sigma_px * width)])
 
 
 def draw_specimen(

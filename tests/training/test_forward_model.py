@@ -14,9 +14,11 @@ from training.forward_model import (
     ForwardModelSettings,
     Stack,
     draw_fluctuation,
+    draw_psf,
     fluctuate,
     simulate,
 )
+from training.optics import PupilPsf
 from training.specimen import FAMILIES, Grid
 
 # Nothing but the specimen: no fluctuation, next to no background, a sensor without faults whose
@@ -311,6 +313,15 @@ def test_emitters_that_blink_under_speckle_are_as_bright_as_without(
     # <b^2> <s^2> - <b>^2 <s>^2 with <s^2> = 2 <s>^2 for full speckle
     expected = 2 * np.mean(alone**2, axis=0) - np.mean(alone, axis=0) ** 2
     assert np.mean(both.var(axis=0)) == pytest.approx(expected.mean(), rel=0.15)
+
+
+def test_a_part_of_the_psfs_is_that_of_a_pupil() -> None:
+    """Mutation: the settings are not asked, or the defocus is always 0."""
+    model = ForwardModelSettings(pupil_probability=0.5, defocus_waves=(0.2, 0.3))
+    drawn = [draw_psf(model, 1.4, np.random.default_rng((6, k))) for k in range(40)]
+    pupils = [psf for psf in drawn if isinstance(psf, PupilPsf)]
+    assert 10 <= len(pupils) <= 30
+    assert all(0.2 <= psf.defocus_waves <= 0.3 and psf.sigma_px == 1.4 for psf in pupils)
 
 
 def test_a_part_of_the_stacks_is_usually_sampled() -> None:

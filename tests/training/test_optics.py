@@ -6,8 +6,16 @@ from math import erf
 
 import numpy as np
 import pytest
+from scipy.special import j1
 
-from training.optics import image_formation, imaging_matrix, target_image
+from training.optics import (
+    AIRY_SIGMA,
+    GaussianPsf,
+    PupilPsf,
+    image_formation,
+    imaging_matrix,
+    target_image,
+)
 
 SIGMAS_PX = [0.9, 1.4, 2.8]
 
@@ -110,3 +118,63 @@ def test_the_target_is_the_density_under_a_gaussian_of_0_8_output_px() -> None:
         assert variance == pytest.approx(0.8**2, abs=2e-3)
     peak = target[31, 50] / target.sum()  # of a Gaussian: 1 / (2 pi sigma^2), 1 % by sampling
     assert peak == pytest.approx(1 / (2 * np.pi * 0.64), rel=0.01)
+
+
+def pupil_image(psf: PupilPsf, at: tuple[int, int], size_px: int = 64) -> np.ndarray:
+    """Image of one emitter at an output pixel of a field without margin."""
+    emission = np.zeros((2 * size_px, 2 * size_px), np.float32)
+    emission[at] = 1
+    return psf.form(emission, 0, (size_px, size_px))
+
+
+@pytest.mark.parametrize("sigma_px", SIGMAS_PX)
+def test_a_pupil_in_focus_makes_an_airy_pattern(sigma_px: float) -> None:
+    """Against (2 J1(v) / v)^2, v = 2 pi r NA / wavelength, summed over the pixels.
+
+    Catches a wrong width, a pattern beside its place, and a pixel that is not integrated. The
+    pattern's tails beyond the field come back around: 2 % of the peak is room for that.
+    """
+    image = pupil_image(PupilPsf(sigma_px), (63, 65))
+    fine = 8
+    at = (np.arange(64 * fine) + 0.5) / fine
+    radius = np.hypot(*np.meshgrid(at - 63.5 / 2, at - 65.5 / 2, indexing="ij"))
+    k = 2 * np.pi * AIRY_SIGMA / sigma_px
+    v = k * radius + 1e-9
+    exact = k**2 / (4 * np.pi) * (2 * j1(v) / v) ** 2  # light per square px
+    exact = exact.reshape(64, fine, 64, fine).mean(axis=(1, 3))
+    assert image.sum() == pytest.approx(1, abs=1e-4)
+    np.testing.assert_allclose(image, exact, atol=0.02 * exact.max())
+
+
+@pytest.mark.parametrize("sigma_px", SIGMAS_PX)
+def test_a_gaussian_of_its_width_is_nearest_to_an_airy_pattern(sigma_px: float) -> None:
+    """Catches a width that means something else for pupils than for Gaussians."""
+    image = pupil_image(PupilPsf(sigma_px), (63, 63))
+
+    def distance(width: float) -> float:
+        emission = np.zeros((128, 128), np.float32)
+        emission[63, 63] = 1
+        gaussian = GaussianPsf([(1.0, width * sigma_px)]).form(emission, 0, (64, 64))
+        best = (gaussian * image).sum() / (gaussian**2).sum()
+        return float(((image - best * gaussian) ** 2).sum())
+
+    widths = np.linspace(0.8, 1.2, 41)
+    assert widths[np.argmin([distance(w) for w in widths])] == pytest.approx(1, abs=0.06)
+
+
+def test_defocus_widens_and_loses_no_light() -> None:
+    """Mutation: the pupil's phase is left out."""
+    sharp, wide = (pupil_image(PupilPsf(1.4, waves), (63, 63)) for waves in (0.0, 0.5))
+    assert wide.max() < 0.7 * sharp.max()
+    assert wide.sum() == pytest.approx(sharp.sum(), rel=1e-3)
+
+
+def test_a_pupils_margin_is_cut_off() -> None:
+    """Mutation: the image begins with the margin, or an output pixel beside it."""
+    emission = np.zeros((2 * (32 + 8), 2 * (32 + 8)), np.float32)
+    emission[8 + 30 : 8 + 32, 8 + 20 : 8 + 22] = 1  # the four output px of camera px (15, 10)
+    image = PupilPsf(1.0).form(emission, 4, (32, 32))
+    assert np.unravel_index(image.argmax(), image.shape) == (15, 10)
+    y, x = (np.arange(32) * image.sum(axis=axis) for axis in (1, 0))
+    assert (y.sum() / image.sum(), x.sum() / image.sum()) == pytest.approx((15, 10), abs=0.6)
+    assert image[14, 10] == pytest.approx(image[16, 10], rel=1e-3)
