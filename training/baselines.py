@@ -144,6 +144,15 @@ def richardson_lucy(
     return deconvolved(image, UPSAMPLING * psf_sigma_px, iterations)
 
 
+def richardson_lucy_on_sofi2(frames: np.ndarray, iterations: int) -> np.ndarray:
+    """Richardson-Lucy, blind, on the linearized second cumulant, (2H, 2W) float32.
+
+    The root of the cumulant of a single emitter has the PSF's own width.
+    """
+    image = np.clip(sofi2(frames, linearized=True), 0.0, None)
+    return deconvolved(image, UPSAMPLING * BLIND_SIGMA_PX, iterations)
+
+
 def methods() -> dict[str, Method]:
     """All methods that know nothing but the frames; SRRF and eSRRF where nanopyx is installed."""
     table: dict[str, Method] = {
@@ -159,6 +168,7 @@ def methods() -> dict[str, Method]:
     }
     for iterations in (10, 20, 80):
         table[f"RL blind, {iterations}"] = partial(richardson_lucy, iterations=iterations)
+    table["RL blind on SOFI-2 linearized, 10"] = partial(richardson_lucy_on_sofi2, iterations=10)
     return table | radial_fluctuations()
 
 
@@ -173,15 +183,16 @@ def informed_methods(psf_sigma_px: float) -> dict[str, Method]:
 
 
 def radial_fluctuations() -> dict[str, Method]:
-    """SRRF and eSRRF (averages over time) from nanopyx; empty where it is not installed."""
+    """SRRF and eSRRF (averages over time) from nanopyx 2; empty where it is not installed."""
     if importlib.util.find_spec("nanopyx") is None:
         return {}
     nanopyx = importlib.import_module("nanopyx.methods")
 
     def srrf(frames: np.ndarray) -> np.ndarray:
-        return np.squeeze(nanopyx.SRRF(frames.astype(np.float32), magnification=UPSAMPLING)[0])
+        radiality = nanopyx.SRRF(frames.astype(np.float32), magnification=UPSAMPLING)
+        return np.asarray(radiality).mean(axis=0)  # (T, 2H, 2W) to (2H, 2W)
 
     def esrrf(frames: np.ndarray) -> np.ndarray:
-        return np.squeeze(nanopyx.eSRRF(frames.astype(np.float32), magnification=UPSAMPLING)[0])
+        return np.asarray(nanopyx.eSRRF(frames.astype(np.float32), magnification=UPSAMPLING))
 
     return {"SRRF": srrf, "eSRRF": esrrf}

@@ -18,6 +18,7 @@ from training.evaluate import REFERENCE, TWIN, Row, markdown
 
 SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
+    *("SRRF", "eSRRF", "RL blind on SOFI-2 linearized, 10"),
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
     TWIN,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,6 +125,18 @@ def test_richardson_lucy_takes_the_background_off() -> None:
     assert lifted.min() >= 0.0
 
 
+def test_richardson_lucy_on_the_cumulant_sharpens_what_blinks() -> None:
+    """Mutations: the cumulant itself, whose spots are narrower, or the mean, is deconvolved."""
+    rng = np.random.default_rng(2)
+    on = np.repeat(rng.random(60) < 0.5, 2)  # two frames long, so that neighbours correlate
+    frames = 1e3 * on[:, None, None] * spot(15.0, 15.0, 1.4)
+    image = baselines.richardson_lucy_on_sofi2(frames, 10)
+    assert image.max() > 2 * baselines.sofi2(frames, linearized=True).max()
+    assert centroid(image.astype(np.float64)) == pytest.approx((30.5, 30.5), abs=0.1)
+    still = baselines.richardson_lucy_on_sofi2(np.ones((10, 32, 32)) * spot(15.0, 15.0, 1.4), 10)
+    assert still.max() < 1e-3
+
+
 def test_richardson_lucy_with_the_true_sigma_beats_the_mean_on_a_frozen_stack() -> None:
     """Catches a deconvolution with an exchanged or doubled sigma: it gains 5 dB here."""
     stack = frozen.generate(frozen.recipes()[9])
@@ -138,3 +151,24 @@ def test_radial_fluctuations_come_only_with_nanopyx(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert baselines.radial_fluctuations() == {}
     assert "mean (bicubic)" in baselines.methods()
+
+
+def test_radial_fluctuations_are_averaged_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutation: the first frame's radiality, or the first row of an image, is taken for all.
+
+    The stand-in returns what nanopyx 2.1 does: SRRF a radiality map per frame, eSRRF one image.
+    """
+
+    def per_frame(frames: np.ndarray, magnification: int) -> np.ndarray:
+        return frames.repeat(magnification, axis=1).repeat(magnification, axis=2)
+
+    def averaged(frames: np.ndarray, magnification: int) -> np.ndarray:
+        return per_frame(frames, magnification).mean(axis=0)
+
+    stand_in = SimpleNamespace(SRRF=per_frame, eSRRF=averaged)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib, "import_module", lambda name: stand_in)
+    frames = np.random.default_rng(1).random((5, 8, 9))
+    expected = averaged(frames, 2)
+    for method in baselines.radial_fluctuations().values():
+        np.testing.assert_allclose(method(frames), expected, rtol=1e-6)
