@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from device.normalize import NormalizationSettings
 from training import simulators
-from training.example import WINDOW, Example, make_example
-from training.forward_model import ForwardModelSettings
+from training.example import Example, make_example
+from training.forward_model import WINDOW, ForwardModelSettings
 
 TRAINING, VALIDATION = 0, 1  # first word of the seed after the user's: never the same specimen
 

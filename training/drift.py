@@ -17,7 +17,7 @@ from device.camera import Frame
 from device.model import Step
 from device.reconstructor import Reconstructor, reconstruct_window
 from device.ring_buffer import RingBuffer
-from training.example import WINDOW
+from training.forward_model import WINDOW
 from training.metrics import high_pass, psnr_db
 from training.scenes import Scene
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from device.normalize import NormalizationSettings, Scaling, measure
-from training.forward_model import ForwardModelSettings, Stack, simulate
+from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.optics import UPSAMPLING
 
-WINDOW = 30  # frames of the reconstruction
 MOVES_PX = 8  # how far a specimen is moved along each axis at most
 PSF_ERROR = 0.03  # standard deviation of the PSF's width as told over the true one, less 1
 

@@ -16,6 +16,8 @@ from training.sensor import Sensor
 from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
 from training.specimen_images import crop
 
+WINDOW = 30
+"""Frames of a reconstruction."""
 DARK = 0.05
 """A stack is drawn anew where less than this part of the specimen's light was ever seen, or where
 the specimen is less bright than this part of what is seen, which then is light from beyond."""
@@ -62,6 +64,11 @@ class ForwardModelSettings(BaseModel):
     """Light in the second part of the PSF over all, uniform."""
     halo_width: Range = (1.5, 3.0)
     """Width of the second part over that of the first, uniform."""
+    drift_probability: Fraction = 0.0
+    """Part of the windows of 30 frames that the specimen moves in. It is in its place in the
+    middle; of a longer stack every image would have a truth of its own, so that it stays there."""
+    drift_px: Range = (0.1, 1.0)
+    """How far it moves, camera px, log-uniform."""
     photons: Range = (12.0, 800.0)
     """Photons per frame on the 99.9th percentile pixel of the mean image, log-uniform."""
     background: Range = (0.02, 0.6)
@@ -177,7 +184,8 @@ def simulate(
     family, density = draw_specimen(settings, _grid(shape, margin), rng)
     fluctuation = draw_fluctuation(settings, rng)
     emission, brightness = fluctuate(fluctuation, density, frames, settings, rng)  # (T, H', W')
-    light = psf.form(emission, margin, shape)  # (T, H, W)
+    away_px = draw_drift(settings, frames, rng)
+    light = psf.form(emission, margin, shape, away_px)  # (T, H, W)
     peak = float(np.percentile(light.mean(axis=0), 99.9))
     target = target_image(brightness, margin)  # (2H, 2W)
     seen = peak > DARK * psf.form(brightness, margin, shape).max()
@@ -202,6 +210,19 @@ def draw_psf(settings: ForwardModelSettings, sigma_px: float, rng: np.random.Gen
         return GaussianPsf([(1.0, sigma_px)])
     share, width = rng.uniform(*settings.halo_share), rng.uniform(*settings.halo_width)
     return GaussianPsf([(1 - share, sigma_px), (share, sigma_px * width)])
+
+
+def draw_drift(
+    settings: ForwardModelSettings, frames: int, rng: np.random.Generator
+) -> np.ndarray | None:
+    """Draw where the specimen is in each frame, (T, 2) along (y, x) in camera px, or None."""
+    if frames != WINDOW or not settings.drift_probability:
+        return None
+    if rng.random() >= settings.drift_probability:
+        return None
+    angle = rng.uniform(0, 2 * np.pi)
+    whole = _log_uniform(settings.drift_px, rng) * np.array([np.sin(angle), np.cos(angle)])
+    return np.linspace(-0.5, 0.5, frames)[:, None] * whole
 
 
 def draw_specimen(

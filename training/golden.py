@@ -19,8 +19,7 @@ from device.files import whole_or_nothing, write_text
 from device.golden import GoldenWindow, measure, reconstructed, save
 from device.model import MODELS_DIR, Step, load_step, newest_model
 from device.reconstructor import Mode
-from training.example import WINDOW
-from training.forward_model import ForwardModelSettings, simulate
+from training.forward_model import WINDOW, ForwardModelSettings, simulate
 from training.metrics import normalized_truth
 
 log = logging.getLogger(__name__)

@@ -78,8 +78,8 @@ fluctuation gives.
   no proof of what the fluctuation gives: the twin, trained on copies alone, is.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
-- PSF widths outside the range above, specimens that move all the time and saturated frames: not
-  trained, not measured. Interpolated, scaled and compressed frames: trained, not measured.
+- PSF widths outside the range above and saturated frames: not trained, not measured. Interpolated,
+  scaled and compressed frames: trained, not measured. A slow drift is trained, and measured above.
 
 ## Where it comes from
 

@@ -15,7 +15,7 @@ AIRY_SIGMA = 0.21  # standard deviation of the nearest Gaussian, in wavelengths 
 TARGET_SIGMA_PX = 0.8  # in output pixels: as sharp as can be asked for
 
 
-def imaging_matrix(pixels: int, sigma_px: float, margin: int) -> np.ndarray:
+def imaging_matrix(pixels: int, sigma_px: float, margin: int, away_px: float = 0.0) -> np.ndarray:
     """One axis of a Gaussian PSF, integrated over the camera's pixels.
 
     The Gaussian is separable, so that an image is ``rows @ density @ columns.T``. Entry (i, j) is
@@ -31,6 +31,8 @@ def imaging_matrix(pixels: int, sigma_px: float, margin: int) -> np.ndarray:
         Standard deviation of the PSF in camera pixels; above 0.
     margin : int
         Camera pixels simulated beyond each edge, whose light reaches into the field.
+    away_px : float
+        How far the emitters have moved, in camera pixels.
 
     Returns
     -------
@@ -38,25 +40,46 @@ def imaging_matrix(pixels: int, sigma_px: float, margin: int) -> np.ndarray:
         (pixels, 2 (pixels + 2 margin)) float32; a column of an emitter well inside sums to 1.
     """
     emitters = (np.arange(UPSAMPLING * (pixels + 2 * margin)) + 0.5) / UPSAMPLING - margin
+    emitters += away_px
     edges = np.arange(pixels + 1)
     cumulative = erf((edges[:, None] - emitters[None, :]) / (np.sqrt(2) * sigma_px)) / 2
     return np.diff(cumulative, axis=0).astype(np.float32)
 
 
 def image_formation(
-    emission: np.ndarray, sigma_px: float, margin: int, shape: tuple[int, int]
+    emission: np.ndarray,
+    sigma_px: float,
+    margin: int,
+    shape: tuple[int, int],
+    away_px: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W)."""
-    rows = imaging_matrix(shape[0], sigma_px, margin)
-    columns = imaging_matrix(shape[1], sigma_px, margin)
-    return rows @ emission @ columns.T
+    """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W).
+
+    `away_px`, (T, 2), is how far the specimen has moved along (y, x) in each frame of emission
+    (T, ...), in camera px.
+    """
+    if away_px is None:
+        rows = imaging_matrix(shape[0], sigma_px, margin)
+        columns = imaging_matrix(shape[1], sigma_px, margin)
+        return rows @ emission @ columns.T
+    rows, columns = (
+        np.stack([imaging_matrix(n, sigma_px, margin, each) for each in along])
+        for n, along in zip(shape, away_px.T, strict=True)
+    )  # (T, H, H'), (T, W, W')
+    return rows @ emission @ columns.transpose(0, 2, 1)
 
 
 class Psf(Protocol):
     """What a point of the specimen becomes in the image."""
 
-    def form(self, emission: np.ndarray, margin: int, shape: tuple[int, int]) -> np.ndarray:
-        """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W)."""
+    def form(
+        self,
+        emission: np.ndarray,
+        margin: int,
+        shape: tuple[int, int],
+        away_px: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Blur and sample emission, as `image_formation` does."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +94,18 @@ class GaussianPsf:
 
     parts: Sequence[tuple[float, float]]
 
-    def form(self, emission: np.ndarray, margin: int, shape: tuple[int, int]) -> np.ndarray:
-        """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W)."""
-        images = [share * image_formation(emission, s, margin, shape) for share, s in self.parts]
+    def form(
+        self,
+        emission: np.ndarray,
+        margin: int,
+        shape: tuple[int, int],
+        away_px: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Blur and sample emission, as `image_formation` does."""
+        images = [
+            share * image_formation(emission, sigma_px, margin, shape, away_px)
+            for share, sigma_px in self.parts
+        ]
         return sum(images[1:], start=images[0])
 
 
@@ -98,10 +130,20 @@ class PupilPsf:
     sigma_px: float
     defocus_waves: float = 0.0
 
-    def form(self, emission: np.ndarray, margin: int, shape: tuple[int, int]) -> np.ndarray:
-        """Blur and sample emission, (..., 2(H+2m), 2(W+2m)), to photons per pixel, (..., H, W)."""
+    def form(
+        self,
+        emission: np.ndarray,
+        margin: int,
+        shape: tuple[int, int],
+        away_px: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Blur and sample emission, as `image_formation` does."""
         height, width = emission.shape[-2:]
         spectrum = fft.rfft2(emission) * self.transfer(height, width)
+        if away_px is not None:
+            fy, fx = _frequencies(height, width)
+            y, x = away_px.T[:, :, None, None]
+            spectrum *= np.exp(-2j * np.pi * (y * fy + x * fx[:, : width // 2 + 1]))
         image = fft.irfft2(spectrum, s=(height, width))
         cut = UPSAMPLING * margin
         rows, columns = (slice(cut, cut + UPSAMPLING * n, UPSAMPLING) for n in shape)
@@ -113,8 +155,7 @@ class PupilPsf:
         On the emission's grid, and shifted so that each camera pixel's centre, which is a quarter
         of a camera pixel beyond that of the first emission pixel in it, falls on the latter.
         """
-        fy = fft.fftfreq(height, 1 / UPSAMPLING)[:, None]  # cycles per camera px
-        fx = fft.fftfreq(width, 1 / UPSAMPLING)[None, :]
+        fy, fx = _frequencies(height, width)
         rho = np.hypot(fy, fx) / (AIRY_SIGMA / self.sigma_px)
         # An edge half a sample wide: a hard one is ragged, a softer one is a smaller pupil.
         samples = min(height, width) / UPSAMPLING * AIRY_SIGMA / self.sigma_px  # in its radius
@@ -124,6 +165,12 @@ class PupilPsf:
         spectrum = fft.fft2(UPSAMPLING**2 * psf / psf.sum())  # light per camera pixel
         pixel = np.sinc(fy) * np.sinc(fx) * np.exp(2j * np.pi * (fy + fx) / 4)
         return (spectrum * pixel)[:, : width // 2 + 1].astype(np.complex64)
+
+
+def _frequencies(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the emission's spectrum, (height, 1) and (1, width), in cycles per camera px."""
+    fy, fx = (fft.fftfreq(n, 1 / UPSAMPLING).astype(np.float32) for n in (height, width))
+    return fy[:, None], fx[None, :]
 
 
 def target_image(density: np.ndarray, margin: int) -> np.ndarray:

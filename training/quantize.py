@@ -26,7 +26,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
-from training.example import WINDOW, make_example
+from training.example import make_example
+from training.forward_model import WINDOW
 from training.narrowing import narrowed, operator_names
 from training.network import FRAME_RANGE, MEAN_RANGE, Step, build_step
 from training.revision import git_revision

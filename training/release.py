@@ -31,7 +31,7 @@ from training import (
     speed,
     sweeps,
 )
-from training.example import WINDOW
+from training.forward_model import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion

@@ -1,6 +1,6 @@
-"""Quality against number of frames, photons, PSF width and strength of the fluctuation.
+"""Quality against number of frames, photons, PSF width, strength of the fluctuation, and drift.
 
-One of the four is varied at a time, the others stay at `BASE`. The specimens are families of the
+One of the five is varied at a time, the others stay at `BASE`. The specimens are families of the
 frozen set, drawn with other seeds and cut to a smaller field; each is seen blinking and under
 speckle, at every point with the same seeds, so that neighbouring points differ by what is varied.
 """
@@ -33,12 +33,14 @@ SWEEPS: dict[str, tuple[float, ...]] = {
     "photons": (12, 25, 50, 100, 200, 400, 800),
     "psf_sigma_px": (0.8, 1.1, 1.4, 1.8, 2.2, 2.7, 3.2),
     "strength": (0.0, 0.25, 0.5, 0.75, 1.0),
+    "drift_px": (0.0, 0.5, 1.0, 2.0, 4.0),
 }
 LABELS = {
     "frames": "frames",
     "photons": "photons per frame",
     "psf_sigma_px": "sigma of the PSF, camera px",
     "strength": "part of the light that fluctuates",
+    "drift_px": "drift within 30 frames, camera px",
 }
 FAMILIES: dict[str, tuple[str, ...]] = {
     "thin": ("filaments", "rings", "clusters", "crossing_lines"),
@@ -138,7 +140,7 @@ def _means(found: Sequence[Mapping[Conditions, Mapping[str, float]]]) -> Content
 
 
 def tables(content: Content) -> str:
-    """Lay out all numbers: a table for each kind and each of the four, Markdown."""
+    """Lay out all numbers: a table for each kind and each of the five, Markdown."""
     parts = []
     for kind, methods in content["psnr_db"].items():
         for name, values in content["values"].items():
@@ -149,9 +151,9 @@ def tables(content: Content) -> str:
 
 
 SECTION = """
-### Against frames, photons, PSF and fluctuation
+### Against frames, photons, PSF, fluctuation and drift
 
-![PSNR of all methods, one of four conditions varied at a time]({picture})
+![PSNR of all methods, one of five conditions varied at a time]({picture})
 
 Mean PSNR over {stacks} simulated stacks of each kind outside of the frozen set, one condition
 varied at a time, the others at {base}. Beyond 30 frames the
@@ -166,7 +168,7 @@ def section(content: Content, picture: str = "sweeps.png") -> str:
 
 
 def save_plot(path: Path, content: Content) -> None:
-    """Draw the four plots, thin specimens above, continuous ones below."""
+    """Draw the five plots, thin specimens above, continuous ones below."""
     from matplotlib.figure import Figure  # slow, and only this needs it
 
     kinds, values = content["psnr_db"], content["values"]

@@ -34,6 +34,7 @@ SENSOR = frozen.Sensor(
 BACKGROUND = 0.1  # of the signal photons
 ON_FRACTION = 0.1
 ON_TIME_FRAMES = 1.0
+DIRECTION = (0.6, 0.8)  # of the drift, (y, x)
 COMPARED = (
     *(baselines.REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *(baselines.DECONVOLUTION, "RL blind, 80"),
@@ -59,6 +60,9 @@ class Conditions:
         Part of the emission that fluctuates, 0 to 1; the rest is steady.
     frames : int
         Length of the stack, up to `frozen.MAX_FRAMES`.
+    drift_px : float
+        How far the specimen moves within 30 frames, in input px. It is in its place in the middle
+        of the last 30.
     """
 
     fluctuation: frozen.Fluctuation
@@ -66,6 +70,7 @@ class Conditions:
     psf_sigma_px: float
     strength: float = 1.0
     frames: int = frozen.FRAMES
+    drift_px: float = 0.0
 
 
 def edges_px(size_px: int, upsampling: int = 1) -> np.ndarray:
@@ -110,9 +115,26 @@ def expose(
         Frames in ADU, (T, size, size), uint16.
     """
     amplitudes = emitters.brightness[:, None] * relative_brightness(rng, emitters, conditions)
-    light = frozen.integrate(emitters, amplitudes, conditions.psf_sigma_px, edges_px(size_px))
+    light = _moving(emitters, amplitudes, conditions, size_px)  # (T, H, W)
     background = BACKGROUND * conditions.photons
-    return np.stack([SENSOR.expose(image + background, rng) for image in light])  # (T, H, W)
+    return np.stack([SENSOR.expose(image + background, rng) for image in light])
+
+
+def _moving(
+    emitters: Emitters, amplitudes: np.ndarray, conditions: Conditions, size_px: int
+) -> Iterable[np.ndarray]:
+    """Form the image of each frame's amplitudes, (N, T), where the emitters then are."""
+    sigma_px, edges = conditions.psf_sigma_px, edges_px(size_px)
+    if conditions.drift_px == 0:
+        yield from frozen.integrate(emitters, amplitudes, sigma_px, edges)
+        return
+    frames = amplitudes.shape[1]
+    middle = frames - (min(frames, frozen.FRAMES) + 1) / 2  # of the last 30
+    for t in range(frames):
+        away = conditions.drift_px * (t - middle) / (frozen.FRAMES - 1)
+        y, x = emitters.y_px + away * DIRECTION[0], emitters.x_px + away * DIRECTION[1]
+        there = Emitters(y, x, emitters.brightness)
+        yield frozen.integrate(there, amplitudes[:, t : t + 1], sigma_px, edges)[0]
 
 
 def target_of(emitters: Emitters, size_px: int) -> np.ndarray:

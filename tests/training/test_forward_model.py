@@ -13,6 +13,7 @@ from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitati
 from training.forward_model import (
     ForwardModelSettings,
     Stack,
+    draw_drift,
     draw_fluctuation,
     draw_psf,
     fluctuate,
@@ -313,6 +314,18 @@ def test_emitters_that_blink_under_speckle_are_as_bright_as_without(
     # <b^2> <s^2> - <b>^2 <s>^2 with <s^2> = 2 <s>^2 for full speckle
     expected = 2 * np.mean(alone**2, axis=0) - np.mean(alone, axis=0) ** 2
     assert np.mean(both.var(axis=0)) == pytest.approx(expected.mean(), rel=0.15)
+
+
+def test_a_window_drifts_about_its_truth_and_a_stream_stays() -> None:
+    """Mutations: a drift that begins at the truth, that steps back, or that streams have, too."""
+    model = ForwardModelSettings(drift_probability=1.0, drift_px=(0.5, 0.5))
+    away = draw_drift(model, 30, np.random.default_rng(1))
+    assert away is not None and away.shape == (30, 2)
+    np.testing.assert_allclose(away.mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.hypot(*(away[-1] - away[0])), 0.5)
+    np.testing.assert_allclose(np.diff(away, axis=0), (away[-1] - away[0]) / 29 * np.ones((29, 1)))
+    assert draw_drift(model, 60, np.random.default_rng(1)) is None
+    assert draw_drift(ForwardModelSettings(), 30, np.random.default_rng(1)) is None
 
 
 def test_a_part_of_the_psfs_is_that_of_a_pupil() -> None:

@@ -11,6 +11,7 @@ from scipy.special import j1
 from training.optics import (
     AIRY_SIGMA,
     GaussianPsf,
+    Psf,
     PupilPsf,
     image_formation,
     imaging_matrix,
@@ -178,3 +179,16 @@ def test_a_pupils_margin_is_cut_off() -> None:
     y, x = (np.arange(32) * image.sum(axis=axis) for axis in (1, 0))
     assert (y.sum() / image.sum(), x.sum() / image.sum()) == pytest.approx((15, 10), abs=0.6)
     assert image[14, 10] == pytest.approx(image[16, 10], rel=1e-3)
+
+
+@pytest.mark.parametrize("psf", [GaussianPsf([(0.7, 1.2), (0.3, 2.0)]), PupilPsf(1.2, 0.2)])
+def test_a_specimen_that_moves_by_an_output_pixel_is_seen_there(psf: Psf) -> None:
+    """Mutations: y and x exchanged, the sign, output px for camera px, one shift for all frames."""
+    emission = np.zeros((2, 80, 80), np.float32)
+    emission[:, 40, 30] = 1
+    moved = np.roll(emission, (2, -3), axis=(1, 2))  # output px: 1 and -1.5 camera px
+    away_px = np.array([[0.0, 0.0], [1.0, -1.5]])
+    still, there = (psf.form(each, 4, (32, 32)) for each in (emission, moved))
+    seen = psf.form(emission, 4, (32, 32), away_px)
+    np.testing.assert_allclose(seen[0], still[0], atol=1e-6)
+    np.testing.assert_allclose(seen[1], there[1], atol=1e-6)

@@ -69,6 +69,18 @@ def test_fewer_frames_are_the_first_ones() -> None:
     np.testing.assert_array_equal(few, many[:4])
 
 
+@pytest.mark.parametrize("frames", [30, 60])
+def test_a_specimen_that_drifts_is_in_its_place_in_the_middle_of_the_last_30(frames: int) -> None:
+    """Mutations: a drift that begins there, or ends there; one of 30 frames spread over all."""
+    one = Emitters(np.array([15.0]), np.array([16.0]), np.array([1e5]))
+    conditions = replace(BASE, strength=0.0, frames=frames, drift_px=2.0, photons=100.0)
+    seen = trials.expose(one, conditions, 32, np.random.default_rng(1)).astype(float)
+    seen -= np.median(seen)
+    y, x = ((seen.sum(axis=axis) * np.arange(32)).sum(axis=1) / seen.sum((1, 2)) for axis in (2, 1))
+    np.testing.assert_allclose((y[-30:].mean(), x[-30:].mean()), (15.0, 16.0), atol=0.05)
+    np.testing.assert_allclose((y[-1] - y[-30], x[-1] - x[-30]), (1.2, 1.6), atol=0.2)
+
+
 def test_the_target_lies_on_the_contracts_grid() -> None:
     """Catches a target shifted by half an output px, or of another width."""
     one = Emitters(np.array([10.0]), np.array([7.25]), np.ones(1))
