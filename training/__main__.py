@@ -6,11 +6,11 @@ import argparse
 import importlib
 import logging
 import sys
-from collections.abc import Callable
 
 from device.errors import Learn2sofiError, UserError
 
 _INTERRUPTED = 130
+DEBUG = "--debug"
 
 COMMANDS = {
     "simulate": "write simulated stacks and their truth as TIFF",
@@ -34,30 +34,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code (2 for bad input, 1 for a fault)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     words = sys.argv[1:] if argv is None else argv
-    name = next((word for word in words if word in COMMANDS), None)
-    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, summary in COMMANDS.items():
-        sub = commands.add_parser(command, help=summary, description=summary)
-        if command == name:  # the others' imports are slow and not needed
-            module = importlib.import_module(f"training.{command}")
-            module.add_arguments(sub)
-    arguments = parser.parse_args(words)
-    return _exit_code(module.main, arguments)
-
-
-def _exit_code(command: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a command; turn what a user can cause into one sentence and an exit code."""
     try:
-        return int(command(arguments))
+        return _run(words)
     except Learn2sofiError as error:
-        if arguments.debug:
+        if DEBUG in words:
             raise
         sys.stderr.write(f"{error}\n")
         return error.exit_code
     except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        if arguments.debug or error.filename is None:
+        if DEBUG in words or error.filename is None:
             raise
         sys.stderr.write(
             f"{error.filename}: {error.strerror}; expected a path that can be read or written "
@@ -65,10 +50,25 @@ def _exit_code(command: Callable[[argparse.Namespace], int], arguments: argparse
         )
         return UserError.exit_code
     except KeyboardInterrupt:
-        if arguments.debug:
+        if DEBUG in words:
             raise
         sys.stderr.write("interrupted\n")
         return _INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
+    """Import the command that is named, and run it."""
+    name = next((word for word in words if word in COMMANDS), None)
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument(DEBUG, action="store_true", help="show tracebacks")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command, summary in COMMANDS.items():
+        sub = commands.add_parser(command, help=summary, description=summary)
+        if command == name:  # the others' imports are slow and not needed
+            module = importlib.import_module(f"training.{command}")
+            module.add_arguments(sub)
+    arguments = parser.parse_args(words)
+    return int(module.main(arguments))
 
 
 if __name__ == "__main__":

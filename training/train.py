@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from device.errors import UserError
+from device.files import whole_or_nothing, write_text
 from training import baselines
 from training import settings as settings_file
 from training.dataset import TrainingStream, validation_set
@@ -61,27 +62,19 @@ class Run:
             raise UserError(
                 f"{self.folder} holds a run with other settings: name another folder with --run."
             )
-        _write(self.settings, resolved)
+        write_text(self.settings, resolved)
         command = "python -m training " + shlex.join(sys.argv[1:])
         about = {"command": command, "settings_given": given, "seed": settings.seed}
         about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
         if not self.about.exists():
-            _write(self.about, json.dumps(about, indent=2))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text)
-    beside.replace(path)
+            write_text(self.about, json.dumps(about, indent=2))
 
 
 def save_checkpoint(network: Unrolled, path: Path) -> None:
     """Write all variables of network and optimizer, carried state included, atomically."""
     values = [keras.ops.convert_to_numpy(v) for v in _variables(network)]
-    beside = path.with_suffix(".tmp.npz")
-    np.savez(beside, *values)
-    beside.replace(path)
+    with whole_or_nothing(path) as beside, beside.open("wb") as file:
+        np.savez(file, *values)
 
 
 def load_checkpoint(network: Unrolled, path: Path) -> int:
@@ -208,7 +201,7 @@ class Report(keras.callbacks.Callback):
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
             best = {"updates": updates, "validation_db": db, "mean_db": self.validation.mean_db}
-            _write(self.run.folder / "best.json", json.dumps(best))
+            write_text(self.run.folder / "best.json", json.dumps(best))
         save_checkpoint(self.model, self.run.checkpoint)
 
 
@@ -257,7 +250,7 @@ def initialize(network: Unrolled, run: Run, initial: Path) -> None:
             f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
             "a released model."
         ) from error
-    _write(run.about, json.dumps(about, indent=2))
+    write_text(run.about, json.dumps(about, indent=2))
 
 
 def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any]]:
