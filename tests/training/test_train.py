@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import keras
 import numpy as np
@@ -185,8 +186,8 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(
     train.save_checkpoint(network, path)
     before = path.read_bytes()
 
-    def half_written(file: Path, *_: object) -> None:
-        Path(file).write_bytes(b"PK")
+    def half_written(file: BinaryIO, *_: object) -> None:
+        file.write(b"PK")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", half_written)
