@@ -91,7 +91,7 @@ def test_the_report_has_every_number(content: bound.Content, tmp_path: Path) -> 
     assert "(bound.png)" in text and said in text
     assert text.count("| 25 |") == 2 + len(bound.APERTURES)
     assert (tmp_path / "bound.png").read_bytes()[:4] == b"\x89PNG"
-    low, high = bound.span(content["speckle"])
+    low, high = bound.span(content["speckle"], "unknown")
     assert f"{low:.2f} to {high:.2f} times" in said
     rare = content["blinking"][2]
     assert f"on in 5% of the frames, from {bound.resolved(rare, 'mean'):.2f} sigma" in said
