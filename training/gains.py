@@ -180,7 +180,8 @@ def measure(model: Path, twin: Path, stacks: int, workers: int) -> Content:
     dict
         ``maps``: name to ``gain_db``, ``net_db`` (less the gain of the same stacks where nothing
         fluctuates) and their standard errors ``gain_error_db`` and ``net_error_db``, each a list of
-        rows, the axes beside. What else is needed to read them stands beside.
+        rows, the axes beside. ``overall``: see there. What else is needed to read them stands
+        beside.
     """
     cells = list(dict.fromkeys(cell for name in MAPS for row in cells_of(name) for cell in row))
     jobs = [Job(cell, number, model, twin) for cell in cells for number in range(stacks)]
@@ -191,6 +192,7 @@ def measure(model: Path, twin: Path, stacks: int, workers: int) -> Content:
         "twin": {name: step.sha256 for name, step in trials.loaded([twin]).items()},
         "stacks": stacks,
         "base": asdict(BASE),
+        "overall": overall(found),
         "maps": {name: _map(name, found) for name in MAPS},
     }
 
@@ -198,6 +200,45 @@ def measure(model: Path, twin: Path, stacks: int, workers: int) -> Content:
 def still(cell: Cell) -> Cell:
     """Take the fluctuation from a cell."""
     return replace(BASE, fluctuation="none", photons=cell.photons, frames=cell.frames)
+
+
+def overall(found: Mapping[Cell, np.ndarray]) -> Content:
+    """Bring all cells' gains, (stacks,) each, to a few numbers.
+
+    Returns
+    -------
+    dict
+        For ``gain`` and ``net`` over the cells with a fluctuation, and for ``none``, the gain over
+        those without at `BASE`'s number of frames: ``cells``; ``above`` and ``below``, of them more
+        than `ERRORS` standard errors over and under 0; ``largest_db`` and ``smallest_db``;
+        ``mean_db`` and its standard error ``error_db`` over the stacks, which all cells share.
+    """
+    moving = [cell for cell in found if cell.fluctuation != "none"]
+    steady = [cell for cell in found if cell.fluctuation == "none" and cell.frames == BASE.frames]
+    return {
+        "gain": _numbers(np.array([found[cell] for cell in moving])),
+        "net": _numbers(np.array([found[cell] - found[still(cell)] for cell in moving])),
+        "none": _numbers(np.array([found[cell] for cell in steady])),
+    }
+
+
+def _error(values: np.ndarray) -> np.ndarray:
+    """Give the standard error of means over the last axis."""
+    return np.asarray(np.std(values, axis=-1, ddof=1) / np.sqrt(values.shape[-1]))
+
+
+def _numbers(gains: np.ndarray) -> Content:
+    """Summarize gains, (cells, stacks)."""
+    mean, error = gains.mean(axis=1), _error(gains)
+    return {
+        "cells": len(gains),
+        "above": int(np.sum(mean > ERRORS * error)),
+        "below": int(np.sum(mean < -ERRORS * error)),
+        "largest_db": round(float(mean.max()), 3),
+        "smallest_db": round(float(mean.min()), 3),
+        "mean_db": round(float(mean.mean()), 3),
+        "error_db": round(float(_error(gains.mean(axis=0))), 3),
+    }
 
 
 def _map(name: str, found: Mapping[Cell, np.ndarray]) -> Content:
@@ -210,72 +251,28 @@ def _map(name: str, found: Mapping[Cell, np.ndarray]) -> Content:
         "across": {"name": across, "values": list(columns)},
     }
     for what, values in (("gain", gains), ("net", gains - steady)):
-        errors = np.std(values, axis=2, ddof=1) / np.sqrt(values.shape[2])
         content[f"{what}_db"] = np.round(values.mean(axis=2), 3).tolist()
-        content[f"{what}_error_db"] = np.round(errors, 3).tolist()
+        content[f"{what}_error_db"] = np.round(_error(values), 3).tolist()
     return content
 
 
 # ------------------------------------------------------------------------------------------- report
 
 
-def summary(content: Content, what: str) -> dict[str, float]:
-    """Count each map's cells with a fluctuation and bring them to one line's numbers.
-
-    Returns
-    -------
-    dict of str to float
-        ``cells``; ``above`` and ``below``, of them more than `ERRORS` standard errors over and
-        under 0; ``mean_db``, ``largest_db`` and ``smallest_db``.
-    """
-    gain, error = (
-        np.concatenate([_fluctuating(each, name) for each in content["maps"].values()])
-        for name in (f"{what}_db", f"{what}_error_db")
-    )
-    return {
-        "cells": len(gain),
-        "above": int(np.sum(gain > ERRORS * error)),
-        "below": int(np.sum(gain < -ERRORS * error)),
-        "mean_db": float(gain.mean()),
-        "largest_db": float(gain.max()),
-        "smallest_db": float(gain.min()),
-    }
-
-
-def _fluctuating(found: Content, name: str) -> np.ndarray:
-    """Take the values of a map's cells in which something fluctuates, (n,)."""
-    moves = np.array(
-        [
-            ["none" not in (row, column) for column in found["across"]["values"]]
-            for row in found["down"]["values"]
-        ]
-    )
-    return np.array(found[name])[moves]
-
-
-def without_fluctuation(content: Content) -> tuple[float, float]:
-    """Gain where nothing fluctuates: mean over the numbers of photons, and largest error, in dB."""
-    kind = content["maps"]["kind"]
-    column = kind["across"]["values"].index("none")
-    gain, error = (np.array(kind[name])[:, column] for name in ("gain_db", "gain_error_db"))
-    return float(gain.mean()), float(error.max())
-
-
 TITLES = {"gain": "Over the twin", "net": "Net, less the same without fluctuation"}
 SUMMARY = (
-    "{title}: {mean_db:+.2f} dB on average over {cells:.0f} cells with a fluctuation, from "
-    "{smallest_db:+.2f} to {largest_db:+.2f} dB; {above:.0f} are above 0 by more than two standard "
-    "errors, {below:.0f} below.\n"
+    "- {title}: {mean_db:+.2f} ± {error_db:.2f} dB on average over {cells} cells with a "
+    "fluctuation, from {smallest_db:+.2f} to {largest_db:+.2f}; in {above} more than two standard "
+    "errors above 0, in {below} below.\n"
 )
-STILL = (
-    "Without any fluctuation it is {:+.2f} dB over the twin, the largest standard error {:.2f}.\n"
-)
+STILL = "- Over the twin where nothing fluctuates: {mean_db:+.2f} ± {error_db:.2f} dB.\n"
 
 
 def summaries(content: Content) -> str:
-    """Bring all maps to three sentences, Markdown."""
-    lines = [SUMMARY.format(title=title, **summary(content, w)) for w, title in TITLES.items()]
-    return "".join([*lines, STILL.format(*without_fluctuation(content))])
+    """Bring all maps to three lines, Markdown."""
+    found = content["overall"]
+    lines = [SUMMARY.format(title=title, **found[what]) for what, title in TITLES.items()]
+    return "".join([*lines, STILL.format(**found["none"])])
 
 
 def _named(value: Any) -> str:

@@ -128,12 +128,18 @@ def test_net_is_less_what_is_gained_without_fluctuation(content: gains.Content) 
     np.testing.assert_allclose(kind["net_db"], [[0.5, -0.4, 0.0]] * 4, atol=1e-9)
     np.testing.assert_allclose(kind["gain_error_db"], 0.058, atol=1e-9)
     np.testing.assert_allclose(kind["net_error_db"], 0.0, atol=1e-9)
-    assert gains.without_fluctuation(content) == pytest.approx((0.3, 0.058))
-    net = gains.summary(content, "net")
-    speckled = 16 + 4 + 6  # cells of the maps: grain, kind, frames
-    assert net["cells"] == 20 + 20 + 4 + 6 + speckled
-    assert (net["above"], net["below"]) == (50, speckled)
+    found = content["overall"]
+    assert found["none"]["cells"] == 4  # photons, not frames
+    assert (found["none"]["mean_db"], found["none"]["error_db"]) == pytest.approx((0.3, 0.058))
+    # In the maps density 20, photons 20 less the 5 of that base, frames 6 less that base; under
+    # speckle grain 16, frames 6 less that base. No cell counts twice.
+    net, blinking, speckled = found["net"], 20 + 15 + 5, 16 + 5
+    assert (net["above"], net["below"], net["cells"]) == (blinking, speckled, blinking + speckled)
     assert (net["largest_db"], net["smallest_db"]) == pytest.approx((0.5, -0.4))
+    mean = (0.5 * blinking - 0.4 * speckled) / (blinking + speckled)
+    assert (net["mean_db"], net["error_db"]) == pytest.approx((mean, 0.0), abs=1e-3)
+    # Stacks share their scatter between the cells: more cells do not take it away.
+    assert found["gain"]["error_db"] == pytest.approx(0.058)
 
 
 def test_the_report_has_every_number(content: gains.Content, tmp_path: Path) -> None:
@@ -143,7 +149,7 @@ def test_the_report_has_every_number(content: gains.Content, tmp_path: Path) -> 
     text = (tmp_path / "gains.md").read_text()
     assert text.count("| --- |") == 2 * len(gains.MAPS)
     assert text.count("+0.50 ± 0.00") == 50 and text.count("+0.80 ± 0.06") == 50
-    assert "Without any fluctuation it is +0.30 dB over the twin" in text
+    assert "where nothing fluctuates: +0.30 ± 0.06 dB" in text
     assert (tmp_path / "gains.png").read_bytes()[:4] == b"\x89PNG"
     assert "(model.gains.png)" in gains.section(content, "model.gains.png")
 
