@@ -231,8 +231,8 @@ def sentences(content: Content) -> str:
         ends = "; ".join(map(_clause, (mine[0], mine[-1])))
         lines.append(f"- {photons:g} photons: two emitters are resolved, {ends}.\n")
     for name in CONDITIONS:
-        ends = (edge for what in ("unknown", "known") for edge in span(content[name], what))
-        lines.append(SPAN.format(TITLES[name], *ends))
+        spans = (edge for what in ("unknown", "known") for edge in span(content[name], what))
+        lines.append(SPAN.format(TITLES[name], *spans))
     return "".join(lines)
 
 
