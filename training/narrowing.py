@@ -16,7 +16,12 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from training.network import ACTIVATION_RANGE, CONVOLUTION_RANGE, SUMMAND_RANGE
+from training.network import (
+    ACTIVATION_RANGE,
+    CONVOLUTION_RANGE,
+    MODULATED_RANGE,
+    SUMMAND_RANGE,
+)
 
 GATE_RANGE = 6.0  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 PARTIAL_RANGE = 7.0  # of the summands, which may cancel
@@ -117,7 +122,7 @@ def _set_head(graph: Graph, kinds: _Kinds) -> None:
             if scaled.outputs[0] not in shifted.inputs or not _is_head(graph, kinds, shifted):
                 continue
             _limit(graph, scaled.inputs[0], CONVOLUTION_RANGE[1])
-            _limit(graph, scaled.outputs[0], CONVOLUTION_RANGE[1])
+            _limit(graph, scaled.outputs[0], MODULATED_RANGE[1])
             if shifted.builtinOptions.fusedActivationFunction == 0:
                 _limit(graph, shifted.outputs[0], SUMMAND_RANGE[1])
 

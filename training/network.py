@@ -78,8 +78,9 @@ INT8_STEPS = 255
 STATE_RANGE = (-1.0, 1.0)
 ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-SUMMAND_RANGE = (-6.0, 6.0)  # of what is added to an activation, which ends at 0 and at 6
-CONVOLUTION_RANGE = (-8.0, 8.0)  # of what is scaled and shifted before
+CONVOLUTION_RANGE = (-5.0, 5.0)  # of what the PSF's modulation then scales
+MODULATED_RANGE = (-4.0, 4.0)  # of what it then shifts
+SUMMAND_RANGE = (-3.0, 3.0)  # of what is then added to an activation
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
@@ -270,7 +271,7 @@ class PsfModulation(layers.Layer):
         kernel, bias = per_channel(self.kernel, 2), per_channel(self.bias, 2)
         both = ops.add(ops.matmul(features, kernel), bias)  # (B, 2 x 4 F)
         scale, shift = ops.split(ops.reshape(both, (-1, 1, 1, both.shape[-1])), 2, axis=-1)
-        return ops.add(rounded(ops.multiply(x, scale), CONVOLUTION_RANGE), shift)
+        return ops.add(rounded(ops.multiply(x, scale), MODULATED_RANGE), shift)
 
     def scale_shift(self, gain: float) -> None:
         """Multiply the shift."""
