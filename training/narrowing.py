@@ -122,9 +122,11 @@ def _set_head(graph: Graph, kinds: _Kinds) -> None:
             if scaled.outputs[0] not in shifted.inputs or not _is_head(graph, kinds, shifted):
                 continue
             _limit(graph, scaled.inputs[0], CONVOLUTION_RANGE[1])
-            _limit(graph, scaled.outputs[0], MODULATED_RANGE[1])
             if shifted.builtinOptions.fusedActivationFunction == 0:
-                _limit(graph, shifted.outputs[0], SUMMAND_RANGE[1])
+                _limit(graph, scaled.outputs[0], MODULATED_RANGE[1])
+                _set_range(graph, shifted.outputs[0], *SUMMAND_RANGE)
+            else:
+                _limit(graph, scaled.outputs[0], CONVOLUTION_RANGE[1])
 
 
 def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:

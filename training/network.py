@@ -78,9 +78,12 @@ INT8_STEPS = 255
 STATE_RANGE = (-1.0, 1.0)
 ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-CONVOLUTION_RANGE = (-5.0, 5.0)  # of what the PSF's modulation then scales
-MODULATED_RANGE = (-4.0, 4.0)  # of what it then shifts
-SUMMAND_RANGE = (-3.0, 3.0)  # of what is then added to an activation
+CONVOLUTION_RANGE = (-8.0, 8.0)  # of what the PSF's modulation scales and shifts
+MODULATED_RANGE = (-6.0, 6.0)  # of what it has scaled, where that is then added to an activation
+SUMMAND_RANGE = (
+    -4.0,
+    6.0,
+)  # of what is added: an activation ends at 6, and few fall by more than 4
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
@@ -266,12 +269,18 @@ class PsfModulation(layers.Layer):
             name="bias", shape=(2 * sets,), initializer=lambda *_, **__: ones_then_zeros
         )
 
-    def call(self, x: Any, features: Any, rounded: Rounding = exact) -> Any:
-        """Return ``scale x + shift``, its product rounded."""
+    def call(
+        self,
+        x: Any,
+        features: Any,
+        rounded: Rounding = exact,
+        limits: tuple[float, float] = MODULATED_RANGE,
+    ) -> Any:
+        """Return ``scale x + shift``, the product rounded within the limits."""
         kernel, bias = per_channel(self.kernel, 2), per_channel(self.bias, 2)
         both = ops.add(ops.matmul(features, kernel), bias)  # (B, 2 x 4 F)
         scale, shift = ops.split(ops.reshape(both, (-1, 1, 1, both.shape[-1])), 2, axis=-1)
-        return ops.add(rounded(ops.multiply(x, scale), MODULATED_RANGE), shift)
+        return ops.add(rounded(ops.multiply(x, scale), limits), shift)
 
     def scale_shift(self, gain: float) -> None:
         """Multiply the shift."""
@@ -339,7 +348,8 @@ class Step(keras.Model):
         features = self.psf(psf_sigma_px)  # (B, psf_features)
         first, *further = self.modulations
         x = ops.add(self.head_mean(folded), self.head_hidden(h))
-        x = first(rounded(x, CONVOLUTION_RANGE), features, rounded=rounded)
+        x = rounded(x, CONVOLUTION_RANGE)
+        x = first(x, features, rounded=rounded, limits=CONVOLUTION_RANGE)
         x = rounded(ops.relu6(x), ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
         for layer, modulation in zip(self.head, further, strict=True):
             more = modulation(rounded(layer(x), CONVOLUTION_RANGE), features, rounded=rounded)
