@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 from device import capture_cli
 from device.camera import Camera, CameraError
 from device.errors import FaultError, Learn2sofiError, UserError
+from device.sampling import AIRY_SIGMA
 from device.settings import Settings
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def _psf_sigma_px(options: argparse.Namespace) -> float | None:
         )
     if options.na is None:
         return options.psf_sigma_px
-    return 0.21 * options.wavelength_nm / options.na / options.pixel_nm
+    return AIRY_SIGMA * options.wavelength_nm / options.na / options.pixel_nm
 
 
 # --- run ------------------------------------------------------------------------------------------

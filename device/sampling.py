@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_BINNING = 16
+AIRY_SIGMA = 0.21  # of the Gaussian closest to a widefield PSF, in wavelengths over NA
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Optics:
 
         Zhang, Zerubia and Olivo-Marin, Applied Optics 46, 2007.
         """
-        return 0.21 * self.wavelength_nm / self.na
+        return AIRY_SIGMA * self.wavelength_nm / self.na
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ import numpy as np
 from device.errors import UserError
 from device.files import write_text
 from device.model import MODELS_DIR, Step, load_step
-from training import drift, evaluate, frozen, simulators
+from training import drift, evaluate, frozen, simulators, trials
 from training.golden import golden_stacks
 from training.inspection import CountingStep, Saturation, ends_of_outputs, signal_to_noise_db
-from training.reports import save_figure, table
+from training.reports import save_figure, save_json, table
 from training.scenes import KINDS, draw_scene
 
 log = logging.getLogger(__name__)
@@ -391,7 +391,7 @@ def own_scores(frozen_json: Path) -> list[evaluate.Score]:
 def report(content: Content, folder: Path) -> None:
     """Write ``accuracy.json``, ``accuracy.md`` and ``accuracy.png`` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "accuracy.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "accuracy.json", content)
     write_text(folder / "accuracy.md", render(content))
     save_plot(folder / "accuracy.png", content)
 
@@ -461,8 +461,7 @@ def main(args: argparse.Namespace) -> int:
     """Run ``python -m training accuracy``."""
     if args.frames < drift.CHECKPOINTS[0]:
         raise UserError(f"--frames is {args.frames}; a window of 30 is the least: give more.")
-    if args.workers < 0:
-        raise UserError(f"--workers is {args.workers}; give 0 or more.")
+    trials.check_workers(args)
     args.out.mkdir(parents=True, exist_ok=True)  # what is in its way is told before the hours
     with tempfile.TemporaryDirectory() as folder:
         models = args.models

@@ -10,8 +10,6 @@ eye. Nothing here knows a network or a stack.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from device.errors import UserError
 from device.files import write_text
 from training import fisher, trials
 from training.fisher import Blinking, Pair
-from training.reports import save_figure, table
+from training.reports import save_figure, save_json, table
 from training.resolution import reached
 
 SEED = 20_135
@@ -331,7 +329,7 @@ def _label(found: Mapping[str, Any]) -> str:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``bound.json``, ``bound.md`` and ``bound.png`` into a folder."""
-    write_text(folder / "bound.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "bound.json", content)
     write_text(folder / "bound.md", section(content))
     save_plot(folder / "bound.png", content)
 
@@ -341,18 +339,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, default=SAMPLES, metavar="N", help="simulated frames of each state"
     )
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 is only this one"
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
+    trials.add_output_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training bound``."""
     if args.samples < BATCHES:
         raise UserError(f"--samples is {args.samples}; give {BATCHES} or more, better {SAMPLES}.")
-    if args.workers < 0:
-        raise UserError(f"--workers is {args.workers}; give 0 or more.")
+    trials.check_workers(args)
     args.out.mkdir(parents=True, exist_ok=True)
     content = measure(args.samples, args.workers)
     report(content, args.out)

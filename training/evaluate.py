@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from training import baselines, frozen, metrics
 from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen import FrozenStack, Recipe
 from training.pictures import Images, Panels, save_panel
-from training.reports import table
+from training.reports import save_json, table
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +148,12 @@ def told_images(steps: Mapping[str, Step], window: np.ndarray, psf_sigma_px: flo
     }
 
 
+def copies_of_the_mean(frames: np.ndarray, count: int) -> np.ndarray:
+    """Repeat the mean of frames, (T, H, W), so many times, (count, H, W) float32."""
+    mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.broadcast_to(mean, (count, *mean.shape))
+
+
 def without_fluctuation(frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Take from a window, (T, H, W), what only its fluctuation tells.
 
@@ -158,9 +163,8 @@ def without_fluctuation(frames: np.ndarray, rng: np.random.Generator) -> dict[st
         ``copies of the mean``, and ``shuffled in time``: each pixel's own series in another order,
         so that its mean and variance stay and the correlation with its neighbours goes.
     """
-    mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
     return {
-        "copies of the mean": np.broadcast_to(mean, frames.shape),
+        "copies of the mean": copies_of_the_mean(frames, len(frames)),
         "shuffled in time": rng.permuted(frames, axis=0),
     }
 
@@ -183,8 +187,7 @@ def twin_images(twin: Step | None, window: np.ndarray) -> Images:
     """
     if twin is None:
         return {}
-    copies = without_fluctuation(window, np.random.default_rng(0))["copies of the mean"]
-    return {TWIN: reconstruct_window(twin, copies).image}
+    return {TWIN: reconstruct_window(twin, copies_of_the_mean(window, len(window))).image}
 
 
 def stack_images(
@@ -451,7 +454,7 @@ def report_frozen(
         "stacks": [asdict(recipe) for recipe in frozen.recipes()],
         "scores": [asdict(each) for each in scores],
     }
-    write_text(folder / "frozen.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "frozen.json", content)
     text = markdown(rows)
     write_text(folder / "frozen.md", f"Frozen test set {frozen.version_key()}.\n\n{text}")
     panels.save(folder)
@@ -471,7 +474,7 @@ def report_measured(steps: Mapping[str, Step], folder: Path, path: Path) -> str:
         "models": {name: step.sha256 for name, step in steps.items()},
         "scores": scores,
     }
-    write_text(folder / "measured.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "measured.json", content)
     text = measured_table(scores)
     title = f"{path.name}, {len(frames)} frames, SHA-256 {sha256}.\n\n"
     write_text(folder / "measured.md", title + text)

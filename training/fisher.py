@@ -24,6 +24,8 @@ import numpy as np
 from scipy.special import erf, j1, logsumexp
 from scipy.stats import binom
 
+from device.sampling import AIRY_SIGMA
+
 ROWS, COLUMNS = 13, 17  # px; the row of the emitters is in the middle
 RARE = 1e-6  # states of less probability are left out
 
@@ -210,7 +212,7 @@ def excitation(pair: Pair, aperture: float, samples: int, rng: np.random.Generat
     over a distance r is ``2 J1(k r) / (k r)`` (Goodman, Speckle Phenomena in Optics). k is
     `aperture` times the detection's cutoff ``2 pi NA / wavelength``, sigma = 0.21 wavelength / NA.
     """
-    at = max(2 * np.pi * 0.21 / pair.psf_sigma_px * aperture * pair.distance_px, 1e-9)
+    at = max(2 * np.pi * AIRY_SIGMA / pair.psf_sigma_px * aperture * pair.distance_px, 1e-9)
     correlation = 2 * j1(at) / at
     real = rng.normal(0, np.sqrt(0.5), (samples, 2, 2))
     first, other = (real @ (1, 1j)).T  # (n,) each

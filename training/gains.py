@@ -13,7 +13,6 @@ the frozen set.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from device.reconstructor import reconstruct_window
 from training import evaluate, trials
 from training.forward_model import ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
-from training.reports import save_figure, table
+from training.reports import save_figure, save_json, table
 
 SEED = 20_134
 SIZE_PX = 64
@@ -139,9 +138,7 @@ def twin_image(twin: Step, frames: np.ndarray) -> np.ndarray:
 
     Few frames make a noisy mean, not a short window; of a stream it sees the mean of the whole.
     """
-    window = np.broadcast_to(frames[:1], (twin.manifest.frames, *frames.shape[1:]))
-    mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
-    copies = np.broadcast_to(mean, window.shape)
+    copies = evaluate.copies_of_the_mean(frames, twin.manifest.frames)
     return reconstruct_window(twin, copies).image
 
 
@@ -357,7 +354,7 @@ def _draw(axis: Any, found: Content, what: str, limit: float) -> Any:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``gains.json``, ``gains.md`` and ``gains.png`` into a folder."""
-    write_text(folder / "gains.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "gains.json", content)
     write_text(folder / "gains.md", section(content))
     save_plot(folder / "gains.png", content)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from device.files import write_text
 from training import baselines, evaluate, frozen, trials
 from training.baselines import DECONVOLUTION, REFERENCE
-from training.reports import table
+from training.reports import save_json, table
 
 PERIODS = 4  # the lattice's frequencies are multiples of a quarter cycle per output px
 TILE_PX = 64
@@ -273,7 +272,7 @@ def section(content: Content) -> str:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``lattice.json`` and ``lattice.md`` into a folder."""
-    write_text(folder / "lattice.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "lattice.json", content)
     write_text(folder / "lattice.md", section(content))
 
 

@@ -8,7 +8,6 @@ not know where in the pixel they lie draws them to its middle.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from device.files import write_text
 from training import frozen, trials
 from training.baselines import DECONVOLUTION, REFERENCE
 from training.frozen_specimens import Emitters
-from training.reports import table
+from training.reports import save_json, table
 
 SIGMAS_PX = (1.1, 1.4, 1.7, 2.4)
 EMITTERS = 40
@@ -138,7 +137,7 @@ def section(content: Content) -> str:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``location.json`` and ``location.md`` into a folder."""
-    write_text(folder / "location.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "location.json", content)
     write_text(folder / "location.md", section(content))
 
 

@@ -80,10 +80,7 @@ ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
 CONVOLUTION_RANGE = (-8.0, 8.0)  # of what the PSF's modulation scales and shifts
 MODULATED_RANGE = (-6.0, 6.0)  # of what it has scaled, where that is then added to an activation
-SUMMAND_RANGE = (
-    -4.0,
-    6.0,
-)  # of what is added: an activation ends at 6, and few fall by more than 4
+SUMMAND_RANGE = (-4.0, 6.0)  # of what is then added to an activation, which ends at 6
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 

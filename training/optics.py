@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import fft
 from scipy.special import erf
 
+from device.sampling import AIRY_SIGMA
+
 UPSAMPLING = 2
-AIRY_SIGMA = 0.21  # standard deviation of the nearest Gaussian, in wavelengths over NA
 TARGET_SIGMA_PX = 0.8  # in output pixels: as sharp as can be asked for
 
 
-def imaging_matrix(pixels: int, sigma_px: float, margin: int, away_px: float = 0.0) -> np.ndarray:
+def imaging_matrix(
+    pixels: int, sigma_px: float, margin: int, away_px: float | np.ndarray = 0.0
+) -> np.ndarray:
     """One axis of a Gaussian PSF, integrated over the camera's pixels.
 
     The Gaussian is separable, so that an image is ``rows @ density @ columns.T``. Entry (i, j) is
@@ -31,19 +33,19 @@ def imaging_matrix(pixels: int, sigma_px: float, margin: int, away_px: float = 0
         Standard deviation of the PSF in camera pixels; above 0.
     margin : int
         Camera pixels simulated beyond each edge, whose light reaches into the field.
-    away_px : float
-        How far the emitters have moved, in camera pixels.
+    away_px : float or ndarray
+        How far the emitters have moved, in camera pixels; for each frame, (T,), a matrix each.
 
     Returns
     -------
     ndarray
-        (pixels, 2 (pixels + 2 margin)) float32; a column of an emitter well inside sums to 1.
+        (..., pixels, 2 (pixels + 2 margin)) float32; a column of an emitter well inside sums to 1.
     """
     emitters = (np.arange(UPSAMPLING * (pixels + 2 * margin)) + 0.5) / UPSAMPLING - margin
-    emitters += away_px
-    edges = np.arange(pixels + 1)
-    cumulative = erf((edges[:, None] - emitters[None, :]) / (np.sqrt(2) * sigma_px)) / 2
-    return np.diff(cumulative, axis=0).astype(np.float32)
+    emitters = np.asarray(away_px)[..., None, None] + emitters  # (..., 1, E)
+    edges = np.arange(pixels + 1)[:, None]
+    cumulative = erf((edges - emitters) / (np.sqrt(2) * sigma_px)) / 2
+    return np.diff(cumulative, axis=-2).astype(np.float32)
 
 
 def image_formation(
@@ -58,28 +60,10 @@ def image_formation(
     `away_px`, (T, 2), is how far the specimen has moved along (y, x) in each frame of emission
     (T, ...), in camera px.
     """
-    if away_px is None:
-        rows = imaging_matrix(shape[0], sigma_px, margin)
-        columns = imaging_matrix(shape[1], sigma_px, margin)
-        return rows @ emission @ columns.T
-    rows, columns = (
-        np.stack([imaging_matrix(n, sigma_px, margin, each) for each in along])
-        for n, along in zip(shape, away_px.T, strict=True)
-    )  # (T, H, H'), (T, W, W')
-    return rows @ emission @ columns.transpose(0, 2, 1)
-
-
-class Psf(Protocol):
-    """What a point of the specimen becomes in the image."""
-
-    def form(
-        self,
-        emission: np.ndarray,
-        margin: int,
-        shape: tuple[int, int],
-        away_px: np.ndarray | None = None,
-    ) -> np.ndarray:
-        """Blur and sample emission, as `image_formation` does."""
+    y, x = np.zeros(2) if away_px is None else away_px.T
+    rows = imaging_matrix(shape[0], sigma_px, margin, y)
+    columns = imaging_matrix(shape[1], sigma_px, margin, x)
+    return np.asarray(rows @ emission @ columns.swapaxes(-1, -2))
 
 
 @dataclass(frozen=True)
@@ -165,6 +149,10 @@ class PupilPsf:
         spectrum = fft.fft2(UPSAMPLING**2 * psf / psf.sum())  # light per camera pixel
         pixel = np.sinc(fy) * np.sinc(fx) * np.exp(2j * np.pi * (fy + fx) / 4)
         return (spectrum * pixel)[:, : width // 2 + 1].astype(np.complex64)
+
+
+Psf = GaussianPsf | PupilPsf
+"""What a point of the specimen becomes in the image."""
 
 
 def _frequencies(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ same seeds make both, and every method sees the same frames.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from device.files import write_text
 from training import frozen, trials
 from training.baselines import REFERENCE
 from training.frozen_specimens import Emitters
-from training.reports import save_figure, table
+from training.reports import save_figure, save_json, table
 from training.trials import Conditions
 
 SEED = 20_131
@@ -344,7 +343,7 @@ def save_plot(path: Path, content: Content) -> None:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``resolution.json``, ``resolution.md`` and ``resolution.png`` into a folder."""
-    write_text(folder / "resolution.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "resolution.json", content)
     write_text(folder / "resolution.md", section(content))
     save_plot(folder / "resolution.png", content)
 

@@ -23,8 +23,8 @@ import numpy as np
 from keras import layers, ops
 
 from device.benchmark import step_call
-from device.files import write_text
 from device.model import MODELS_DIR, load_step, newest_model
+from training.reports import save_json
 
 FRAMES = 30
 SIZE_PX = 128
@@ -137,7 +137,7 @@ def section(content: dict[str, Any]) -> str:
 
 def report(content: dict[str, Any], folder: Path) -> None:
     """Write ``speed.json`` into a folder."""
-    write_text(folder / "speed.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "speed.json", content)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

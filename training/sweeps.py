@@ -8,7 +8,6 @@ speckle, at every point with the same seeds, so that neighbouring points differ 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from device.files import write_text
 from training import evaluate, frozen, trials
 from training.frozen_specimens import CONTINUOUS, FIELD_PX, MARGIN_PX, THIN, Emitters
 from training.metrics import psnr_db
-from training.reports import save_figure, table
+from training.reports import save_figure, save_json, table
 from training.trials import Conditions
 
 SEED = 20_132
@@ -187,7 +186,7 @@ def save_plot(path: Path, content: Content) -> None:
 
 def report(content: Content, folder: Path) -> None:
     """Write ``sweeps.json``, ``sweeps.md`` and ``sweeps.png`` into a folder."""
-    write_text(folder / "sweeps.json", json.dumps(content, indent=1) + "\n")
+    save_json(folder / "sweeps.json", content)
     write_text(folder / "sweeps.md", tables(content))
     save_plot(folder / "sweeps.png", content)
 

@@ -200,10 +200,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=".tflite file, may be repeated; default: both forms of the newest in models/",
     )
+    add_output_arguments(parser)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where results go, and how many processes find them."""
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes; 0 is only this one"
     )
+
+
+def check_workers(arguments: argparse.Namespace) -> None:
+    """Check the number of processes.
+
+    Raises
+    ------
+    UserError
+        It is negative.
+    """
+    if arguments.workers < 0:
+        raise UserError(f"--workers is {arguments.workers}; give 0 or more.")
 
 
 def models_of(arguments: argparse.Namespace) -> list[Path]:
@@ -214,8 +231,7 @@ def models_of(arguments: argparse.Namespace) -> list[Path]:
     UserError
         The number of processes is negative, or a model cannot be used.
     """
-    if arguments.workers < 0:
-        raise UserError(f"--workers is {arguments.workers}; give 0 or more.")
+    check_workers(arguments)
     models = evaluate.default_models() if arguments.model is None else list(arguments.model)
     evaluate.load_steps(models)
     arguments.out.mkdir(parents=True, exist_ok=True)
