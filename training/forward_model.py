@@ -43,6 +43,11 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with a thin and a continuous structure over each other."""
     beads_fraction: Fraction = 0.0
     """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
+    soft_fraction: Fraction = 0.0
+    """Part of the continuous structures that are soft: label that lies throughout a thick specimen,
+    or spreads, has no edges as sharp as a drawn one."""
+    soft_sigma_px: Range = (0.7, 6.0)
+    """Blur that softens them, output px, log-uniform."""
     images: str | None = None
     """Folder of images to cut specimens from, relative to where the command runs."""
     images_fraction: Fraction = 0.0
@@ -235,13 +240,27 @@ def draw_specimen(
     if rng.random() < settings.both_fraction:
         thin, wide = rng.choice(list(THIN)), rng.choice(list(CONTINUOUS))
         share = rng.uniform(0.2, 0.8)
-        density = share * FAMILIES[thin](grid, rng) + (1 - share) * FAMILIES[wide](grid, rng)
-        return f"{thin}+{wide}", density
+        drawn = FAMILIES[thin](grid, rng), draw_continuous(settings, wide, grid, rng)
+        return f"{thin}+{wide}", share * drawn[0] + (1 - share) * drawn[1]
     kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS
-    family = rng.choice(list(kind))
+    family = str(rng.choice(list(kind)))
     if rng.random() < settings.beads_fraction:
         kind, family = THIN, "beads"
-    return str(family), kind[family](grid, rng)
+    if kind is CONTINUOUS:
+        return family, draw_continuous(settings, family, grid, rng)
+    return family, kind[family](grid, rng)
+
+
+def draw_continuous(
+    settings: ForwardModelSettings, family: str, grid: Grid, rng: np.random.Generator
+) -> np.ndarray:
+    """Draw a density from a family of continuous structures, some of them soft, (H', W')."""
+    density = CONTINUOUS[family](grid, rng)
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    if not settings.soft_fraction or rng.random() >= settings.soft_fraction:
+        return density
+    soft = ndimage.gaussian_filter(density, _log_uniform(settings.soft_sigma_px, rng))
+    return soft / max(float(soft.max()), 1e-12)
 
 
 def draw_fluctuation(settings: ForwardModelSettings, rng: np.random.Generator) -> Fluctuation:

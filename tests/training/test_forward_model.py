@@ -16,6 +16,7 @@ from training.forward_model import (
     draw_drift,
     draw_fluctuation,
     draw_psf,
+    draw_specimen,
     fluctuate,
     simulate,
 )
@@ -253,7 +254,7 @@ def test_settings_that_cannot_be_drawn_from_are_refused(wrong: dict[str, Any]) -
 def test_both_kinds_of_structure_are_drawn_over_each_other() -> None:
     """Catches a mixture of a family with itself, and a share that is ignored."""
     always = ForwardModelSettings(both_fraction=1.0)
-    family, density = forward_model.draw_specimen(always, Grid(64, 64), np.random.default_rng(2))
+    family, density = draw_specimen(always, Grid(64, 64), np.random.default_rng(2))
     thin, wide = family.split("+")
     assert thin in forward_model.THIN
     assert wide in forward_model.CONTINUOUS
@@ -326,6 +327,30 @@ def test_a_window_drifts_about_its_truth_and_a_stream_stays() -> None:
     np.testing.assert_allclose(np.diff(away, axis=0), (away[-1] - away[0]) / 29 * np.ones((29, 1)))
     assert draw_drift(model, 60, np.random.default_rng(1)) is None
     assert draw_drift(ForwardModelSettings(), 30, np.random.default_rng(1)) is None
+
+
+def test_a_part_of_the_continuous_structures_is_soft() -> None:
+    """Mutation: the fraction is not asked, thin structures are softened, or light is lost."""
+    grid = Grid(96, 96)
+
+    def sharpness(kind: str, fraction: float) -> np.ndarray:
+        model = ForwardModelSettings(
+            thin_fraction=float(kind == "thin"),
+            both_fraction=0.0,
+            soft_fraction=fraction,
+            soft_sigma_px=(4.0, 5.0),
+        )
+        found = []
+        for k in range(30):
+            _, density = draw_specimen(model, grid, np.random.default_rng((8, k)))
+            assert np.isclose(density.max(), 1.0) and density.min() >= 0
+            found.append(np.abs(np.diff(density, axis=0)).max())
+        return np.array(found)
+
+    assert np.all(sharpness("continuous", 1.0) < 0.15)
+    assert np.mean(sharpness("continuous", 0.0) > 0.15) > 0.5
+    assert 8 <= np.sum(sharpness("continuous", 0.5) < 0.15) <= 26
+    np.testing.assert_array_equal(sharpness("thin", 1.0), sharpness("thin", 0.0))
 
 
 def test_a_part_of_the_psfs_is_that_of_a_pupil() -> None:
