@@ -2,8 +2,9 @@
 
 The converter gives every tensor the range of all that it ever saw. What goes into the sigmoid or
 the tanh of a gate, flat beyond `GATE_RANGE`, and the products of fluctuations do not need it: they
-are large on a rare bright spot, and cost all other pixels their resolution. The head was trained
-within fixed ranges (`training.network`), and gets these. The scales are rewritten in the file: int8
+are large on a rare bright spot, and cost all other pixels their resolution. State and head were
+trained within fixed ranges (`training.network`), and get these. Where two such are added up, all
+three have the same steps, and nothing is rounded twice. The scales are rewritten in the file: int8
 saturates by itself at the new range, so that no operator is added.
 """
 
@@ -18,22 +19,24 @@ from ai_edge_litert import schema_py_generated as schema
 
 from training.network import (
     ACTIVATION_RANGE,
-    CONVOLUTION_RANGE,
-    MODULATED_RANGE,
+    CELL_RANGE,
+    GATE_RANGE,
+    HIDDEN_RANGE,
+    SCALE_RANGE,
     SUMMAND_RANGE,
 )
 
-GATE_RANGE = 6.0  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
-PARTIAL_RANGE = 7.0  # of the summands, which may cancel
 PRODUCT_RANGE = 8.0
 BEYOND_RANGE = (0.0, 12.0)  # of the correction's second part: points up to 15 above the mean
+
+_RELU6 = schema.ActivationFunctionType.RELU6
 
 Graph = Any  # schema.SubGraphT: the generated classes have no types
 Operator = Any
 
 
 def narrowed(model: bytes) -> bytes:
-    """Rewrite the ranges of the products, of what goes into the gates and of the head.
+    """Rewrite the ranges of the products, of what goes into the gates, of state and head.
 
     Parameters
     ----------
@@ -49,6 +52,7 @@ def narrowed(model: bytes) -> bytes:
     graph = parsed.subgraphs[0]
     kinds = _Kinds(parsed)
     _narrow_gates(graph, kinds)
+    _set_state(parsed, graph, kinds)
     for product in kinds.of(graph, "MUL"):
         if kinds.feeds(graph, product, "CONV_2D"):
             _limit(graph, product.outputs[0], PRODUCT_RANGE)
@@ -98,9 +102,9 @@ def _narrow_gates(graph: Graph, kinds: _Kinds) -> None:
             continue
         total = split.inputs[1]
         for tensor in (total, *split.outputs):
-            _limit(graph, tensor, GATE_RANGE)
+            _set_range(graph, tensor, *GATE_RANGE)
         for summand in _summands(graph, kinds, total):
-            _limit(graph, summand, PARTIAL_RANGE)
+            _limit(graph, summand, GATE_RANGE[1])
 
 
 def _summands(graph: Graph, kinds: _Kinds, tensor: int) -> Iterator[int]:
@@ -112,28 +116,45 @@ def _summands(graph: Graph, kinds: _Kinds, tensor: int) -> Iterator[int]:
                 yield from _summands(graph, kinds, part)
 
 
+def _set_state(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
+    """Give the state its ranges, where it comes in and goes out, and the cell's update the cell's.
+
+    Equal steps on both sides: a state that is carried is not rounded anew.
+    """
+    (signature,) = parsed.signatureDefs
+    given = {each.name.decode(): each.tensorIndex for each in signature.inputs}
+    made = {each.name.decode(): each.tensorIndex for each in signature.outputs}
+    inside = {int(op.inputs[0]): op.outputs[0] for op in kinds.of(graph, "QUANTIZE")}
+    outside = {int(op.outputs[0]): op.inputs[0] for op in graph.operators}
+    for name, limits in (("h", HIDDEN_RANGE), ("c", CELL_RANGE)):
+        for tensor in (inside[given[name]], outside[made[f"{name}_out"]]):
+            _set_range(graph, tensor, *limits)
+    (cell,) = (op for op in kinds.of(graph, "ADD") if op.outputs[0] == outside[made["c_out"]])
+    for update in kinds.of(graph, "MUL"):
+        if update.outputs[0] in cell.inputs:
+            _set_range(graph, update.outputs[0], *CELL_RANGE)
+
+
 def _set_head(graph: Graph, kinds: _Kinds) -> None:
     """Give activations, what is added to them, and what is scaled before, their ranges."""
     for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D")):
-        if op.builtinOptions.fusedActivationFunction == schema.ActivationFunctionType.RELU6:
+        if op.builtinOptions.fusedActivationFunction == _RELU6:
             _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
     for scaled in kinds.of(graph, "MUL"):
         for shifted in kinds.of(graph, "ADD"):
-            if scaled.outputs[0] not in shifted.inputs or not _is_head(graph, kinds, shifted):
-                continue
-            _limit(graph, scaled.inputs[0], CONVOLUTION_RANGE[1])
-            if shifted.builtinOptions.fusedActivationFunction == 0:
-                _limit(graph, scaled.outputs[0], MODULATED_RANGE[1])
-                _set_range(graph, shifted.outputs[0], *SUMMAND_RANGE)
-            else:
-                _limit(graph, scaled.outputs[0], CONVOLUTION_RANGE[1])
+            if scaled.outputs[0] in shifted.inputs and _is_head(graph, kinds, shifted):
+                ends_at_6 = shifted.builtinOptions.fusedActivationFunction == _RELU6
+                of_shift = [] if ends_at_6 else [shifted.outputs[0]]
+                summands = _summands(graph, kinds, scaled.inputs[0])
+                for tensor in (*summands, scaled.inputs[0], scaled.outputs[0], *of_shift):
+                    _set_range(graph, tensor, *SUMMAND_RANGE)
+                _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
 
 
 def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:
     """Whether a sum is, or is added to, an activation that ends at 6."""
     sums = [shifted, *(op for op in kinds.of(graph, "ADD") if shifted.outputs[0] in op.inputs)]
-    relu6 = schema.ActivationFunctionType.RELU6
-    return any(op.builtinOptions.fusedActivationFunction == relu6 for op in sums)
+    return any(op.builtinOptions.fusedActivationFunction == _RELU6 for op in sums)
 
 
 def _set_beyond(graph: Graph, kinds: _Kinds) -> None:

@@ -75,12 +75,16 @@ UPSAMPLING = 2
 FRAME_RANGE = (-1.0, 4.0)  # normalized; beyond it an int8 step saturates
 MEAN_RANGE = (-0.2, 2.5)  # the same of the mean
 INT8_STEPS = 255
-STATE_RANGE = (-1.0, 1.0)
+CELL_RANGE = (-1.0, 1.0)  # and of what is added to it, in the same steps
+HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
+GATE_RANGE = (-6.0, 6.0)  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-CONVOLUTION_RANGE = (-8.0, 8.0)  # of what the PSF's modulation scales and shifts
-MODULATED_RANGE = (-6.0, 6.0)  # of what it has scaled, where that is then added to an activation
-SUMMAND_RANGE = (-4.0, 6.0)  # of what is then added to an activation, which ends at 6
+_STEP = ACTIVATION_RANGE[1] / INT8_STEPS
+SCALE_RANGE = (-INT8_STEPS / 64, INT8_STEPS / 64)  # of the PSF's modulation; 1 is exact
+# Of what is added to an activation, in the same steps, so that nothing is rounded twice: what is
+# even and small over many pixels would be lost in a step that is larger, or moved by it.
+SUMMAND_RANGE = (-106 * _STEP, 149 * _STEP)  # -2.49 to 3.51
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
@@ -174,15 +178,14 @@ class FoldedConv2D(layers.Layer):
 
     def call(self, x: Any, factor: float = 1.0, offset: float = 0.0) -> Any:
         """Convolve, sum up, and add the bias; the result times the factor, plus the offset."""
-        parts, start = [], 0
+        total, start = None, 0
         for each, channels in zip(x if isinstance(x, list) else [x], self.channels, strict=True):
-            kernel = factor * self.folded_kernel(start, channels)
-            parts.append(ops.conv(each, kernel, padding="same"))
+            part = ops.conv(each, factor * self.folded_kernel(start, channels), padding="same")
+            if self.use_bias and total is None:  # of the first convolution: no sum of its own
+                part = ops.add(part, factor * per_channel(self.bias, self.groups) + offset)
+            total = part if total is None else ops.add(total, part)
             start += channels
-        x = sum(parts[1:], start=parts[0])
-        if self.use_bias:
-            x = ops.add(x, factor * per_channel(self.bias, self.groups) + offset)
-        return self.activation(x)
+        return self.activation(total)
 
 
 def per_channel(values: Any, groups: int = 1) -> Any:
@@ -252,38 +255,27 @@ def exact(x: Any, limits: tuple[float, float]) -> Any:
 class PsfModulation(layers.Layer):
     """Scales and shifts channels by a function of the PSF's width (Perez et al., AAAI 2018).
 
-    Takes folded channels, (B, H/2, W/2, 4 F), and `features` of the width, (B, n); begins as the
-    identity.
+    Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n): features of the width less
+    those of an unknown one. Where that is 0 nothing is changed, which int8 holds exactly.
     """
 
-    def build(self, x_shape: Any, features_shape: Any) -> None:
-        """Create a scale and a shift per set of mirrored channels."""
+    def build(self, x_shape: Any, change_shape: Any) -> None:
+        """Create a scale and a shift per feature and set of mirrored channels."""
         sets = x_shape[-1] // (FOLD**2 * MIRRORS)
-        shape = (features_shape[-1], 2 * sets)
+        shape = (change_shape[-1], 2 * sets)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer="zeros")
-        ones_then_zeros = np.repeat([1.0, 0.0], sets)
-        self.bias = self.add_weight(
-            name="bias", shape=(2 * sets,), initializer=lambda *_, **__: ones_then_zeros
-        )
 
-    def call(
-        self,
-        x: Any,
-        features: Any,
-        rounded: Rounding = exact,
-        limits: tuple[float, float] = MODULATED_RANGE,
-    ) -> Any:
-        """Return ``scale x + shift``, the product rounded within the limits."""
-        kernel, bias = per_channel(self.kernel, 2), per_channel(self.bias, 2)
-        both = ops.add(ops.matmul(features, kernel), bias)  # (B, 2 x 4 F)
+    def call(self, x: Any, change: Any, rounded: Rounding = exact) -> Any:
+        """Return ``(1 + scale) x + shift``, the product rounded."""
+        both = ops.matmul(change, per_channel(self.kernel, 2))  # (B, 2 x 4 F)
         scale, shift = ops.split(ops.reshape(both, (-1, 1, 1, both.shape[-1])), 2, axis=-1)
-        return ops.add(rounded(ops.multiply(x, scale), limits), shift)
+        scale = rounded(1 + scale, SCALE_RANGE)
+        return ops.add(rounded(ops.multiply(x, scale), SUMMAND_RANGE), shift)
 
     def scale_shift(self, gain: float) -> None:
         """Multiply the shift."""
-        shift_alone = np.repeat([1.0, gain], self.bias.shape[0] // 2)
+        shift_alone = np.repeat([1.0, gain], self.kernel.shape[1] // 2)
         self.kernel.assign(self.kernel * shift_alone)
-        self.bias.assign(self.bias * shift_alone)
 
 
 def _enlarged(phases: Any) -> Any:
@@ -323,17 +315,24 @@ class Step(keras.Model):
         )
         self.upsampling.build((None, None, None, FOLD**2))  # whose kernel alone is used
 
-    def recur(self, frame: Any, mean: Any, h: Any, c: Any) -> tuple[Any, Any]:
-        """Take one frame into the state; returns (h', c')."""
+    def recur(
+        self, frame: Any, mean: Any, h: Any, c: Any, rounded: Rounding = exact
+    ) -> tuple[Any, Any]:
+        """Take one frame into the state; returns (h', c').
+
+        In training, `rounded` shows the cell the steps of int8: what would add less than half a
+        step to it adds nothing.
+        """
         fluctuation = ops.space_to_depth(ops.subtract(frame, mean), FOLD)  # (B, H/2, W/2, 4)
         left, right = ops.split(self.factors(fluctuation), 2, axis=-1)
         products = ops.multiply(left, right)  # (B, H/2, W/2, 4 products)
         x = [fluctuation, ops.space_to_depth(mean, FOLD)]
         gates = ops.add(self.gates_frame(x), self.gates_products(products))
         gates = ops.add(gates, self.gates_hidden(h))  # (B, H/2, W/2, 3 x 4 filters)
-        i, o, g = ops.split(gates, 3, axis=-1)
-        c = ops.add(c, ops.multiply(ops.sigmoid(i), ops.subtract(ops.tanh(g), c)))
-        return ops.multiply(ops.sigmoid(o), ops.tanh(c)), c
+        i, o, g = ops.split(rounded(gates, GATE_RANGE), 3, axis=-1)
+        update = ops.multiply(ops.sigmoid(i), ops.subtract(ops.tanh(g), c))
+        c = rounded(ops.add(c, rounded(update, CELL_RANGE)), CELL_RANGE)
+        return rounded(ops.multiply(ops.sigmoid(o), ops.tanh(c)), HIDDEN_RANGE), c
 
     def read(self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
@@ -342,14 +341,15 @@ class Step(keras.Model):
         see `quantize`. In training, `rounded` shows the head the steps of int8.
         """
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
-        features = self.psf(psf_sigma_px)  # (B, psf_features)
+        change = ops.subtract(self.psf(psf_sigma_px), self.psf(ops.zeros((1, 1))))  # (B, features)
         first, *further = self.modulations
-        x = ops.add(self.head_mean(folded), self.head_hidden(h))
-        x = rounded(x, CONVOLUTION_RANGE)
-        x = first(x, features, rounded=rounded, limits=CONVOLUTION_RANGE)
-        x = rounded(ops.relu6(x), ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
+        of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
+        of_frames = rounded(self.head_hidden(h), SUMMAND_RANGE)
+        x = rounded(ops.add(of_mean, of_frames), SUMMAND_RANGE)
+        x = ops.relu6(first(x, change, rounded=rounded))
+        x = rounded(x, ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
         for layer, modulation in zip(self.head, further, strict=True):
-            more = modulation(rounded(layer(x), CONVOLUTION_RANGE), features, rounded=rounded)
+            more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
             x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
         phases = ops.conv(mean, self.upsampling.mirrored_kernel(0, 1), padding="same")
         image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
@@ -465,8 +465,7 @@ class Unrolled(keras.Model):
         images = []
         for k in range(frames.shape[1]):
             frame, mean = frames[:, k, :, :, None], means[:, k, :, :, None]
-            h, c = self.step.recur(frame, mean, h, c)
-            h, c = straight_through(h, STATE_RANGE), straight_through(c, STATE_RANGE)
+            h, c = self.step.recur(frame, mean, h, c, straight_through)
             if k in self.read_at:
                 image = self.step.read(mean, h, inputs["psf_sigma_px"], straight_through)
                 images.append(image[..., 0])  # (B, 2H, 2W)
