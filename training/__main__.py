@@ -21,7 +21,6 @@ COMMANDS = {
     "evaluate": "score every method and every model form on the frozen test stacks",
     "resolution": "say from which distance on each method shows two lines apart, or one as two",
     "sweeps": "score against frames, photons, PSF width and fluctuation, one after the other",
-    "carry_over": "carry the weights of models up to 0.5.0 over to this form",
     "gains": "map what the frames give beyond their mean, over the twin trained on the mean",
     "bound": "say how much nearer two emitters are told apart from frames than from their mean",
     "lattice": "look for patterns of the network's own grid, and shift its input",
