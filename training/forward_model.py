@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,9 +14,11 @@ from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitati
 from training.optics import UPSAMPLING, GaussianPsf, Psf, PupilPsf, target_image
 from training.processing import Processing
 from training.sensor import Sensor
-from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid
+from training.specimen import CONTINUOUS, FAMILIES, THIN, Family, Grid
 from training.specimen_images import crop
 
+CHOICES = ("bit_depths", "families", "waveguide_cones_deg", "phase_steps_rad")
+"""Settings that list what to choose from; other pairs are ranges."""
 WINDOW = 30
 """Frames of a reconstruction."""
 DARK = 0.05
@@ -30,6 +33,8 @@ Positive = Annotated[float, Field(gt=0)]
 Range = tuple[Positive, Positive]
 Fluctuation = Blinking | SpeckleExcitation | BlinkingUnderSpeckle
 Fraction = Annotated[float, Field(ge=0, le=1)]
+VideoQuality = Annotated[int, Field(ge=0, le=51)]
+ConeAngle = Annotated[float, Field(gt=0, le=180)]
 
 
 class ForwardModelSettings(BaseModel):
@@ -48,6 +53,9 @@ class ForwardModelSettings(BaseModel):
     or spreads, has no edges as sharp as a drawn one."""
     soft_sigma_px: Range = (0.7, 6.0)
     """Blur that softens them, output px, log-uniform."""
+    families: tuple[str, ...] = Field(tuple(FAMILIES), min_length=1)
+    """Structures to draw from: the names in `training.specimen.FAMILIES`, each equally likely among
+    those of its kind, thin or continuous."""
     images: str | None = None
     """Folder of images to cut specimens from, relative to where the command runs."""
     images_fraction: Fraction = 0.0
@@ -102,6 +110,10 @@ class ForwardModelSettings(BaseModel):
     """Part of the 8-bit sensors whose frames are JPEGs."""
     jpeg_quality: tuple[int, int] = (60, 98)
     """Uniform, both ends included."""
+    video_probability: Fraction = 0.0
+    """Part of the other 8-bit sensors whose frames were a video."""
+    video_crf: tuple[VideoQuality, VideoQuality] = (10, 30)
+    """Constant rate factor of its H.264, uniform, both ends included."""
     blinking_fraction: Fraction = 0.5
     """Part of the stacks in which the emitters blink; in the others the excitation fluctuates."""
     both_fluctuations_fraction: Fraction = 0.0
@@ -122,15 +134,38 @@ class ForwardModelSettings(BaseModel):
     diffuser_fraction: Fraction = 0.5
     """Part of the speckle that comes through an objective or a diffuser; the other part comes from
     a waveguide, whose modes have one spatial frequency."""
+    waveguide_cones_deg: tuple[ConeAngle, ...] = Field((15.0, 45.0, 180.0), min_length=1)
+    """Half angles of the cone that a waveguide's modes run within, equally likely."""
+    phase_steps_rad: tuple[Positive, ...] = Field((0.3, 1.0, 4.0), min_length=1)
+    """Random steps of the phases of the speckle's waves from frame to frame, equally likely: small
+    ones change it slowly, from 3 on every frame has a pattern of its own."""
     speckle_contrast: tuple[Fraction, Fraction] = (0.0, 1.0)
     """0 even to 1 full interference, uniform."""
 
     @model_validator(mode="after")
     def _ranges_ascend(self) -> ForwardModelSettings:
         for name, value in self:
-            if isinstance(value, tuple) and name != "bit_depths" and value[0] > value[1]:
+            if name not in CHOICES and isinstance(value, tuple) and value[0] > value[1]:
                 raise ValueError(f"{name} runs from {value[0]} down to {value[1]}")
         return self
+
+    @model_validator(mode="after")
+    def _families_exist(self) -> ForwardModelSettings:
+        unknown = set(self.families) - set(FAMILIES)
+        if unknown:
+            raise ValueError(f"families names {sorted(unknown)}; there are {sorted(FAMILIES)}")
+        drawn = {
+            "thin": (THIN, self.thin_fraction),
+            "continuous": (CONTINUOUS, 1 - self.thin_fraction),
+        }
+        for name, (kind, part) in drawn.items():
+            if (part or self.both_fraction) and not self.named(kind):
+                raise ValueError(f"families names nothing {name}, of which a part is to be drawn")
+        return self
+
+    def named(self, kind: Mapping[str, Family]) -> list[str]:
+        """Name the families of a kind that are drawn from."""
+        return [name for name in kind if name in self.families]
 
     @model_validator(mode="after")
     def _images_have_a_folder(self) -> ForwardModelSettings:
@@ -238,12 +273,12 @@ def draw_specimen(
     if settings.images and settings.images_fraction and rng.random() < settings.images_fraction:
         return "image", crop(settings.images, grid, rng)
     if rng.random() < settings.both_fraction:
-        thin, wide = rng.choice(list(THIN)), rng.choice(list(CONTINUOUS))
+        thin, wide = (str(rng.choice(settings.named(kind))) for kind in (THIN, CONTINUOUS))
         share = rng.uniform(0.2, 0.8)
         drawn = FAMILIES[thin](grid, rng), draw_continuous(settings, wide, grid, rng)
         return f"{thin}+{wide}", share * drawn[0] + (1 - share) * drawn[1]
     kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS
-    family = str(rng.choice(list(kind)))
+    family = str(rng.choice(settings.named(kind)))
     if rng.random() < settings.beads_fraction:
         kind, family = THIN, "beads"
     if kind is CONTINUOUS:
@@ -288,8 +323,8 @@ def draw_excitation(settings: ForwardModelSettings, rng: np.random.Generator) ->
     return SpeckleExcitation(
         modes=round(_log_uniform(settings.speckle_modes, rng)),
         grain_px=_log_uniform(settings.speckle_grain_px, rng),
-        cone_rad=np.pi if through_objective else rng.choice([np.pi / 12, np.pi / 4, np.pi]),
-        phase_step_rad=rng.choice([0.3, 1.0, 4.0]),
+        cone_rad=np.pi if through_objective else _cone_rad(settings, rng),
+        phase_step_rad=rng.choice(settings.phase_steps_rad),
         contrast=rng.uniform(*settings.speckle_contrast),
         fills_aperture=through_objective,
     )
@@ -394,11 +429,21 @@ def draw_processing(
         settings.resampling_probability,
         settings.jpeg_probability if bits == 8 else 0,
     )
+    crf = None
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    if settings.video_probability and bits == 8 and not jpeg:
+        video = rng.random() < settings.video_probability
+        crf = int(rng.integers(*settings.video_crf, endpoint=True)) if video else None
     return Processing(
         bayer=bool(bayer),
         resampling_sigma_px=rng.uniform(*settings.resampling_sigma_px) if resampled else 0.0,
         jpeg_quality=int(rng.integers(*settings.jpeg_quality, endpoint=True)) if jpeg else None,
+        video_crf=crf,
     )
+
+
+def _cone_rad(settings: ForwardModelSettings, rng: np.random.Generator) -> float:
+    return float(np.radians(rng.choice(settings.waveguide_cones_deg)))
 
 
 def _grid(shape: tuple[int, int], margin: int) -> Grid:

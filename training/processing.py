@@ -7,7 +7,9 @@ structure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
+import av
 import cv2
 import numpy as np
 from scipy import ndimage
@@ -25,11 +27,15 @@ class Processing:
         Blur of a frame that was scaled, Gaussian, in px; 0 for none.
     jpeg_quality : int or None
         Of a JPEG of every frame, 1 to 100; only for 8 bit.
+    video_crf : int or None
+        Constant rate factor of an H.264 video of the frames, 0 (hardly any loss) to 51; only for
+        8 bit. Between its frames video keeps what it takes for noise, or drops it.
     """
 
     bayer: bool = False
     resampling_sigma_px: float = 0.0
     jpeg_quality: int | None = None
+    video_crf: int | None = None
 
     def interpolate(self, frames: np.ndarray) -> np.ndarray:
         """Interpolate frames, (..., H, W) float32."""
@@ -48,13 +54,16 @@ class Processing:
         ValueError
             A value is above 255.
         """
-        if self.jpeg_quality is None:
+        if self.jpeg_quality is None and self.video_crf is None:
             return frames
         if frames.max(initial=0) > 255:
-            raise ValueError(f"JPEG holds 8 bit; a pixel is {frames.max()}")
+            raise ValueError(f"JPEG and video hold 8 bit; a pixel is {frames.max()}")
         flat = frames.reshape(-1, *frames.shape[-2:]).astype(np.uint8)
-        decoded = [_through_jpeg(frame, self.jpeg_quality) for frame in flat]
-        return np.stack(decoded).reshape(frames.shape).astype(frames.dtype)
+        if self.jpeg_quality is not None:
+            flat = np.stack([_through_jpeg(frame, self.jpeg_quality) for frame in flat])
+        if self.video_crf is not None:
+            flat = _through_video(flat, self.video_crf)
+        return flat.reshape(frames.shape).astype(frames.dtype)
 
 
 def interpolate_green(frames: np.ndarray) -> np.ndarray:
@@ -74,3 +83,22 @@ def interpolate_green(frames: np.ndarray) -> np.ndarray:
 def _through_jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
     _, coded = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return np.asarray(cv2.imdecode(coded, cv2.IMREAD_GRAYSCALE))
+
+
+def _through_video(frames: np.ndarray, crf: int) -> np.ndarray:
+    """Encode grey frames, (T, H, W) uint8, by libx264 and decode them again."""
+    encoder = av.CodecContext.create("libx264", "w")
+    encoder.height, encoder.width = frames.shape[1:]
+    encoder.pix_fmt, encoder.time_base = "gray", Fraction(1, 30)
+    encoder.color_range = av.video.reformatter.ColorRange.JPEG  # all 256 values
+    encoder.thread_count = 1  # the same bits on every machine
+    encoder.options = {"crf": str(crf), "preset": "veryfast", "tune": "zerolatency"}
+    packets = []
+    for number, frame in enumerate(frames):
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="gray")
+        picture.pts = number
+        packets += encoder.encode(picture)
+    packets += encoder.encode(None)
+    decoder = av.CodecContext.create("h264", "r")
+    pictures = [picture for packet in [*packets, None] for picture in decoder.decode(packet)]
+    return np.stack([picture.to_ndarray(format="gray") for picture in pictures])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from training import forward_model
+from training import settings as settings_file
 from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitation
 from training.forward_model import (
     ForwardModelSettings,
@@ -16,11 +20,13 @@ from training.forward_model import (
     draw_drift,
     draw_fluctuation,
     draw_psf,
+    draw_sensor,
     draw_specimen,
     fluctuate,
     simulate,
 )
 from training.optics import PupilPsf
+from training.sensor import Sensor
 from training.specimen import FAMILIES, Grid
 
 # Nothing but the specimen: no fluctuation, next to no background, a sensor without faults whose
@@ -242,6 +248,10 @@ def test_background_is_even_or_has_haze() -> None:
         {"thin_fraction": 1.5},
         {"bit_depths": (9,)},
         {"fotons": (1, 2)},
+        {"video_crf": (20, 60)},
+        {"families": ("filaments", "flowers")},
+        {"families": ("filaments",)},
+        {"waveguide_cones_deg": ()},
     ],
     ids=str,
 )
@@ -351,6 +361,41 @@ def test_a_part_of_the_continuous_structures_is_soft() -> None:
     assert np.mean(sharpness("continuous", 0.0) > 0.15) > 0.5
     assert 8 <= np.sum(sharpness("continuous", 0.5) < 0.15) <= 26
     np.testing.assert_array_equal(sharpness("thin", 1.0), sharpness("thin", 0.0))
+
+
+def test_a_part_of_the_8_bit_sensors_deliver_video() -> None:
+    """Mutations: a video of more than 8 bit, of JPEGs, or with its factor out of range."""
+    model = ForwardModelSettings(video_probability=0.5, video_crf=(12, 14))
+    drawn = [draw_sensor(model, 100.0, np.random.default_rng((9, k))) for k in range(200)]
+    videos = [sensor for sensor in drawn if sensor.processing.video_crf is not None]
+    assert 5 <= len(videos) <= 40  # 0.25 x 0.7 x 0.5 of them
+    for sensor in videos:
+        assert sensor.bit_depth == 8
+        assert sensor.processing.jpeg_quality is None
+        assert 12 <= sensor.processing.video_crf <= 14
+
+
+def test_the_originals_stacks_are_one_setting(tmp_path: Path) -> None:
+    """Mutations: a setting that is not asked: other families, other excitation, no JPEG."""
+    model = settings_file.load("original").forward_model
+    image = np.random.default_rng(1).integers(0, 255, (200, 200), np.uint8)
+    cv2.imwrite(str(tmp_path / "cell.png"), image)
+    model = model.model_copy(update={"images": str(tmp_path)})
+    drawn = [simulate(model, 4, (24, 24), np.random.default_rng((3, k))) for k in range(40)]
+    families = Counter(str(stack.about["family"]) for stack in drawn)
+    assert set(families) <= {"image", "filaments", "filament_bundles", "filled_rods"}
+    assert 20 <= families["image"] <= 36
+    for stack in drawn:
+        speckle, sensor = stack.about["fluctuation"], stack.about["sensor"]
+        assert isinstance(speckle, SpeckleExcitation)
+        assert isinstance(sensor, Sensor)
+        assert 40 <= speckle.modes <= 50
+        assert speckle.cone_rad == pytest.approx(np.pi / 12)
+        assert speckle.phase_step_rad > 3
+        assert sensor.processing.jpeg_quality == 80
+        assert stack.about["photons"] == pytest.approx(100)
+        assert 1 <= stack.psf_sigma_px <= 2
+        assert stack.frames.max() < 255  # nothing is clipped
 
 
 def test_a_part_of_the_psfs_is_that_of_a_pupil() -> None:

@@ -70,6 +70,21 @@ def test_a_jpeg_is_near_and_not_the_same() -> None:
     assert np.abs(difference.mean()) < 1
 
 
+def test_a_video_is_near_and_takes_noise_from_frame_to_frame() -> None:
+    """Catches compression that does nothing, frames in another order, and values squeezed to the
+    range of television. At a factor of 0 a grey video is without loss."""
+    y, x = np.indices((32, 33))
+    still = 100 + 50 * np.sin((x + y) / 5)
+    frames = np.random.default_rng(1).poisson(still, (12, *still.shape)).astype(np.uint16)
+    np.testing.assert_array_equal(Processing(video_crf=0).compress(frames), frames)
+    seen = Processing(video_crf=30).compress(frames)
+    assert seen.dtype == np.uint16
+    assert np.abs(seen.mean() - frames.mean()) < 1
+    kept = seen.std(axis=0).mean() / frames.std(axis=0).mean()
+    assert 0.1 < kept < 0.8
+    np.testing.assert_array_equal(seen, Processing(video_crf=30).compress(frames))
+
+
 def test_a_jpeg_of_more_than_8_bit_is_refused() -> None:
     """Catches values that wrap around."""
     with pytest.raises(ValueError, match="8 bit; a pixel is 256"):
