@@ -90,7 +90,7 @@ fluctuation gives.
 | Begun with | {begun_with} |
 | Seed | {seed} |
 | Settings | `learn2sofi-{version}.settings.json`, SHA-256 of the run's `{settings_sha256:.16}...` |
-| Conversion | revision `{conversion_git_revision}`, calibrated on {calibration_stacks} simulated stacks |
+| Conversion | revision `{conversion_git_revision}`, calibrated on {calibration_stacks} simulated stacks, the head's activations times {head_gain:g} |
 | Weights | {chosen} |
 | Data | simulated without end by `training/forward_model.py`; no measured images |
 | Licence | MIT |

@@ -251,18 +251,34 @@ def conversion(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "quantized.json").read_text()))
 
 
+def load_converted(run: Path) -> Step:
+    """Load the network that the run's TFLite files were made of."""
+    about = conversion(run)
+    step, _ = load_step(run, about["weights"])
+    step.scale_head(about["head_gain"])
+    return step
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training quantize``."""
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--weights", choices=["best", "final"], default="best")
     parser.add_argument("--stacks", type=int, default=48, help="stacks to calibrate on")
+    parser.add_argument(
+        "--head-gain", type=float, default=1.0, metavar="G",
+        help="multiply the head's activations: below 1 bright points reach further before they "
+        "saturate, above 1 dim ones have finer steps (default: 1)",
+    )  # fmt: skip
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training quantize``: write both files into the run's folder."""
     if arguments.stacks < 1:
         raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
+    if not 0 < arguments.head_gain < np.inf:
+        raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     step, settings = load_step(arguments.run, arguments.weights)
+    step.scale_head(arguments.head_gain)
     float32 = convert(step)
     model = narrowed(convert(step, representative_set(step, settings, arguments.stacks)))
     check_int8(model)
@@ -271,6 +287,7 @@ def main(arguments: argparse.Namespace) -> int:
     about = {
         "weights": arguments.weights,
         "calibration_stacks": arguments.stacks,
+        "head_gain": arguments.head_gain,
         "conversion_git_revision": git_revision(),
     }
     (arguments.run / "quantized.json").write_text(json.dumps(about))

@@ -34,7 +34,7 @@ from training import (
 from training.forward_model import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
-from training.quantize import SIGNATURE, SIZE_PX, conversion
+from training.quantize import SIGNATURE, SIZE_PX, conversion, load_converted
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -139,8 +139,7 @@ def write_pair(run: Path, version: str, folder: Path) -> Path:
         path.write_bytes(embed(source.read_bytes(), content))
         files[form] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
     (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
-    weights = conversion(run)["weights"]
-    shutil.copyfile(run / f"{weights}.weights.h5", folder / f"{stem}.weights.h5")
+    load_converted(run).save_weights(folder / f"{stem}.weights.h5")
     shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
     return folder / f"{stem}.json"
 

@@ -285,10 +285,32 @@ def keep_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
+def share_devices(batch: int) -> None:
+    """Give each of several devices a part of every batch; Keras distributes on JAX alone.
+
+    Raises
+    ------
+    UserError
+        The batch cannot be shared evenly.
+    """
+    devices = keras.distribution.list_devices() if keras.backend.backend() == "jax" else []
+    if len(devices) < 2:
+        return
+    if batch % len(devices):
+        raise UserError(
+            f"The batch of {batch} cannot be shared by {len(devices)} devices: set batch to a "
+            "multiple, or hide some (CUDA_VISIBLE_DEVICES)."
+        )
+    shared = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    keras.distribution.set_distribution(shared)
+    log.info("each of %d devices takes %d of %d", len(devices), batch // len(devices), batch)
+
+
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training train``."""
     keep_memory()
     settings = settings_file.load(arguments.settings)
+    share_devices(settings.dataset.batch)
     run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
     run.begin(arguments.settings, settings)
     train(settings, run, arguments.initial)

@@ -192,6 +192,14 @@ def test_an_int8_step_that_does_not_pass_the_gate_is_not_written(
     assert not [*run.glob("*.tflite"), *run.glob("quantized.json")]
 
 
+def test_a_head_gain_of_nothing_is_refused(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a head that is switched off."""
+    assert main(["quantize", "--run", str(tiny_run), "--head-gain", "0"]) == 2
+    assert "--head-gain is 0; a number above 0" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     """Catches a step of random weights that is quantized in all seriousness."""
     with pytest.raises(UserError, match="train first"):

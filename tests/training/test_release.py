@@ -14,10 +14,11 @@ import pytest
 
 from device.model import embedded_manifest, load_step
 from device.reconstructor import constant_inputs
-from training import frozen, lattice, location, resolution, speed, sweeps
+from training import frozen, lattice, location, quantize, resolution, speed, sweeps
 from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
+from training.network import build_step
 from training.release import further, manifest
 from training.release import sha256 as release_sha256
 from training.settings import TrainingSettings
@@ -175,10 +176,14 @@ def test_the_weights_released_are_those_that_were_converted(
     """Catches the best weights beside files made from the final ones, and their score."""
     run = tmp_path / "run"
     shutil.copytree(quantized_run, run)
-    (run / "quantized.json").write_text('{"weights": "final", "calibration_stacks": 2}')
+    about = {"weights": "final", "calibration_stacks": 2, "head_gain": 2.0}
+    (run / "quantized.json").write_text(json.dumps(about))
     assert release(run, "0.1.0", tmp_path / "models") == 0
-    released = (tmp_path / "models" / "learn2sofi-0.1.0.weights.h5").read_bytes()
-    assert released == (run / "final.weights.h5").read_bytes()
+    step, settings = quantize.load_step(run, "final")
+    released = build_step(settings.network, 16, 16)
+    released.load_weights(tmp_path / "models" / "learn2sofi-0.1.0.weights.h5")
+    np.testing.assert_array_equal(released.gates_frame.kernel, step.gates_frame.kernel)
+    np.testing.assert_allclose(released.head_mean.kernel, 2 * step.head_mean.kernel)
     training = json.loads((tmp_path / "models" / "learn2sofi-0.1.0.json").read_text())["training"]
     assert training["weights"] == "final"
     assert "validation_db" not in training

@@ -1,0 +1,59 @@
+"""Training on JAX: on two devices it ends where TensorFlow ends on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device.errors import UserError
+from training import train
+from training.__main__ import main
+from training.quantize import load_step
+
+TWO_DEVICES = {
+    "KERAS_BACKEND": "jax",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+}
+
+
+def change(run: Path, initial: Path) -> np.ndarray:
+    """What a run made of its first weights, all in a row."""
+    steps = [load_step(folder, which)[0] for folder, which in ((run, "final"), (initial, "best"))]
+    after, before = (np.concatenate([np.ravel(v) for v in step.weights]) for step in steps)
+    return after - before
+
+
+def test_two_jax_devices_end_where_tensorflow_ends(
+    tiny_settings: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Both begin with the same weights and see the same batches.
+
+    Mutations: a device that sees the other's part of the batch, gradients that are not averaged,
+    state that is not carried from chunk to chunk. Adam divides by what a gradient usually is, so
+    that rounding shows where it is next to nothing.
+    """
+    words = ["train", "--settings", str(tiny_settings), "--initial", str(tiny_run), "--run"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "training", *words, str(tmp_path / "two")]
+    done = subprocess.run(
+        command, env=os.environ | TWO_DEVICES, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "each of 2 devices takes 1 of 2" in done.stderr
+    one, two = (change(tmp_path / name, tiny_run) for name in ("one", "two"))
+    assert np.linalg.norm(one) > 0.01
+    assert np.linalg.norm(one - two) < 0.05 * np.linalg.norm(one)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a part of the batch that no device sees."""
+    monkeypatch.setattr(train.keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(train.keras.distribution, "list_devices", lambda: ["gpu:0", "gpu:1"])
+    with pytest.raises(UserError, match="batch of 3 cannot be shared by 2 devices"):
+        train.share_devices(3)
