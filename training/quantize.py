@@ -280,8 +280,9 @@ def main(arguments: argparse.Namespace) -> int:
     step, settings = load_step(arguments.run, arguments.weights)
     step.scale_head(arguments.head_gain)
     float32 = convert(step)
-    model = narrowed(convert(step, representative_set(step, settings, arguments.stacks)))
+    model = convert(step, representative_set(step, settings, arguments.stacks))
     check_int8(model)
+    model = narrowed(model)
     (arguments.run / "float32.tflite").write_bytes(float32)
     (arguments.run / "int8.tflite").write_bytes(model)
     about = {
