@@ -275,24 +275,24 @@ def draw_specimen(
     if rng.random() < settings.both_fraction:
         thin, wide = (str(rng.choice(settings.named(kind))) for kind in (THIN, CONTINUOUS))
         share = rng.uniform(0.2, 0.8)
-        drawn = FAMILIES[thin](grid, rng), draw_continuous(settings, wide, grid, rng)
-        return f"{thin}+{wide}", share * drawn[0] + (1 - share) * drawn[1]
+        one, other = (draw_family(settings, family, grid, rng) for family in (thin, wide))
+        return f"{thin}+{wide}", share * one + (1 - share) * other
     kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS
     family = str(rng.choice(settings.named(kind)))
     if rng.random() < settings.beads_fraction:
-        kind, family = THIN, "beads"
-    if kind is CONTINUOUS:
-        return family, draw_continuous(settings, family, grid, rng)
-    return family, kind[family](grid, rng)
+        family = "beads"
+    return family, draw_family(settings, family, grid, rng)
 
 
-def draw_continuous(
+def draw_family(
     settings: ForwardModelSettings, family: str, grid: Grid, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw a density from a family of continuous structures, some of them soft, (H', W')."""
-    density = CONTINUOUS[family](grid, rng)
+    """Draw a density from a family, some of the continuous ones soft, (H', W')."""
+    density = FAMILIES[family](grid, rng)
     # Nothing is drawn where there are none: the stacks of a seed stay what they were.
-    if not settings.soft_fraction or rng.random() >= settings.soft_fraction:
+    if family not in CONTINUOUS or not settings.soft_fraction:
+        return density
+    if rng.random() >= settings.soft_fraction:
         return density
     soft = ndimage.gaussian_filter(density, _log_uniform(settings.soft_sigma_px, rng))
     return soft / max(float(soft.max()), 1e-12)

@@ -136,19 +136,18 @@ def _set_state(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
 
 
 def _set_head(graph: Graph, kinds: _Kinds) -> None:
-    """Give activations, what is added to them, and what is scaled before, their ranges."""
-    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D")):
-        if op.builtinOptions.fusedActivationFunction == _RELU6:
-            _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
+    """Give what is scaled, shifted and added, and then the activations, their ranges."""
     for scaled in kinds.of(graph, "MUL"):
         for shifted in kinds.of(graph, "ADD"):
             if scaled.outputs[0] in shifted.inputs and _is_head(graph, kinds, shifted):
-                ends_at_6 = shifted.builtinOptions.fusedActivationFunction == _RELU6
-                of_shift = [] if ends_at_6 else [shifted.outputs[0]]
                 summands = _summands(graph, kinds, scaled.inputs[0])
-                for tensor in (*summands, scaled.inputs[0], scaled.outputs[0], *of_shift):
+                made = (scaled.inputs[0], scaled.outputs[0], shifted.outputs[0])
+                for tensor in (*summands, *made):
                     _set_range(graph, tensor, *SUMMAND_RANGE)
                 _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
+    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D")):
+        if op.builtinOptions.fusedActivationFunction == _RELU6:
+            _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
 
 
 def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:

@@ -80,8 +80,8 @@ HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
 GATE_RANGE = (-6.0, 6.0)  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-_STEP = ACTIVATION_RANGE[1] / INT8_STEPS
 SCALE_RANGE = (-INT8_STEPS / 64, INT8_STEPS / 64)  # of the PSF's modulation; 1 is exact
+_STEP = ACTIVATION_RANGE[1] / INT8_STEPS
 # Of what is added to an activation, in the same steps, so that nothing is rounded twice: what is
 # even and small over many pixels would be lost in a step that is larger, or moved by it.
 SUMMAND_RANGE = (-106 * _STEP, 149 * _STEP)  # -2.49 to 3.51
