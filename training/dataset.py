@@ -54,7 +54,7 @@ class DatasetSettings(BaseModel):
     stream_chunks: tuple[int, int] = (3, 8)
     """Length of a stream in chunks, uniform, both ends included."""
     psf_told_fraction: float = Field(0.5, ge=0, le=1)
-    """Part of the stacks whose PSF's width the network is told; validation is blind."""
+    """Part of the stacks whose PSF's width the network is told."""
     change_fraction: float = Field(0.0, ge=0, le=1)
     """Part of the streams whose specimen is moved or replaced on the way, without a reset."""
     validation_stacks: int = Field(64, ge=1)
@@ -228,7 +228,7 @@ class TrainingStream(keras.utils.PyDataset):
 def validation_set(
     model: ForwardModelSettings, settings: DatasetSettings, seed: int
 ) -> list[Example]:
-    """Windows of 30 frames of other specimens, always the same."""
+    """Windows of 30 frames of other specimens, always the same, with the PSF's width as told."""
     return [
         make_example(
             model,
@@ -238,6 +238,7 @@ def validation_set(
             (seed, VALIDATION, k),
             settings.normalization,
             settings.copies,
+            psf_told_fraction=1,
         )
         for k in range(settings.validation_stacks)
     ]

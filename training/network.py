@@ -27,7 +27,7 @@ images of each other (Cohen and Welling, ICML 2016, with the group of the two mi
 that is mirrored, along y, x or both, gives the mirrored image, and no emitter is drawn to one side.
 
 The width of the PSF is an input, 0 where it is not known. It scales and shifts the channels of the
-head (Perez et al., AAAI 2018).
+head (Perez et al., AAAI 2018), by values that are learned at some widths and interpolated between.
 
 Everything is in `keras.ops`, runs on any backend, and consists of operators that are delegated in
 int8 (see the op gate in `quantize.py`).
@@ -61,8 +61,8 @@ class NetworkSettings(BaseModel):
     """Channels of the head."""
     head_layers: int = Field(4, ge=0)
     """Convolutions of the head beyond the first and the last; each adds to what it is given."""
-    psf_features: int = Field(8, ge=1)
-    """Functions of the PSF's width that scale and shift the head's channels."""
+    psf_knots_px: tuple[float, ...] = Field((0.8, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 3.2), min_length=2)
+    """Widths of the PSF, ascending from above 0, between which what they change is interpolated."""
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
@@ -78,9 +78,10 @@ INT8_STEPS = 255
 CELL_RANGE = (-1.0, 1.0)  # and of what is added to it, in the same steps
 HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
 GATE_RANGE = (-6.0, 6.0)  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
-ACTIVATION_RANGE = (0.0, 6.0)  # of the head: relu6 ends there
+LIMIT = 6.0  # where relu6 ends
+ACTIVATION_RANGE = (0.0, LIMIT)  # of the head
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-SCALE_RANGE = (-INT8_STEPS / 64, INT8_STEPS / 64)  # of the PSF's modulation; 1 is exact
+SCALE_RANGE = (-INT8_STEPS / 128, INT8_STEPS / 128)  # of the PSF's modulation; 1 is exact
 _STEP = ACTIVATION_RANGE[1] / INT8_STEPS
 # Of what is added to an activation, in the same steps, so that nothing is rounded twice: what is
 # even and small over many pixels would be lost in a step that is larger, or moved by it.
@@ -252,11 +253,43 @@ def exact(x: Any, limits: tuple[float, float]) -> Any:
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
+class PsfWidth(layers.Layer):
+    """Says how near the PSF's width is to each knot: the hats of linear interpolation.
+
+    Between two knots their hats add up to 1 and all others are 0; beyond the last its hat stays 1,
+    and below the first its hat falls to 0 at 0, the unknown width, where all are 0. Each is
+    ``relu(1 - above - below)`` of what is over and what is missing, in parts of the gap to the next
+    knot, as two matrix products, which int8 computes exactly at 0.
+
+    Parameters
+    ----------
+    knots_px : tuple of float
+        Ascending, the first above 0.
+    """
+
+    def __init__(self, knots_px: tuple[float, ...], **options: Any) -> None:
+        super().__init__(**options)
+        knots = np.array(knots_px)
+        gaps = np.diff(knots, prepend=0)  # to the one before
+        above = 1 / gaps[1:]
+        slopes = np.concatenate([above, -1 / gaps])  # (2 n - 1,); beyond the last nothing is over
+        offsets = np.concatenate([-knots[:-1] * above, knots / gaps])
+        self.slopes, self.offsets = (LIMIT * np.float32(x[None]) for x in (slopes, offsets))
+        pairs = np.concatenate([np.eye(len(knots) - 1, len(knots)), np.eye(len(knots))])
+        self.pairs = np.float32(pairs / LIMIT)
+
+    def call(self, sigma_px: Any) -> Any:
+        """Return the hats, (B, n), for widths (B, 1) in camera px."""
+        apart = ops.relu6(ops.add(ops.matmul(sigma_px, self.slopes), self.offsets))  # (B, 2 n - 1)
+        return ops.relu(1 - ops.matmul(apart, self.pairs))
+
+
+@keras.saving.register_keras_serializable(package="learn2sofi")
 class PsfModulation(layers.Layer):
     """Scales and shifts channels by a function of the PSF's width (Perez et al., AAAI 2018).
 
-    Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n): features of the width less
-    those of an unknown one. Where that is 0 nothing is changed, which int8 holds exactly.
+    Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n), the hats of the width. Where
+    all are 0 nothing is changed, which int8 holds exactly.
     """
 
     def build(self, x_shape: Any, change_shape: Any) -> None:
@@ -302,7 +335,7 @@ class Step(keras.Model):
         self.gates_hidden = conv(s.filters, 3, use_bias=False, name="gates_hidden")
         self.head_mean = conv(s.head_filters, name="head_mean")
         self.head_hidden = conv(s.head_filters, use_bias=False, name="head_hidden")
-        self.psf = layers.Dense(s.psf_features, activation="relu", name="psf")
+        self.psf = PsfWidth(s.psf_knots_px, name="psf")
         self.modulations = [PsfModulation(name=f"modulation_{k}") for k in range(s.head_layers + 1)]
         self.head = [conv(s.head_filters, name=f"head_{k}") for k in range(s.head_layers)]
         self.correction = conv(UPSAMPLING**2, kernel_initializer="zeros", name="correction")
@@ -341,7 +374,7 @@ class Step(keras.Model):
         see `quantize`. In training, `rounded` shows the head the steps of int8.
         """
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
-        change = ops.subtract(self.psf(psf_sigma_px), self.psf(ops.zeros((1, 1))))  # (B, features)
+        change = self.psf(psf_sigma_px)  # (B, knots)
         first, *further = self.modulations
         of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
         of_frames = rounded(self.head_hidden(h), SUMMAND_RANGE)

@@ -14,6 +14,7 @@ import json
 import logging
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +131,31 @@ class Validation:
 
     def __init__(self, settings: TrainingSettings) -> None:
         self.data = settings.dataset
-        self.examples = validation_set(settings.forward_model, self.data, settings.seed)
+        self.told = validation_set(settings.forward_model, self.data, settings.seed)
+        self.examples = [replace(e, psf_sigma_px=0.0) for e in self.told]  # blind
         self.mean_db = float(
             np.mean([psnr_db(baselines.mean(e.means), e.truth) for e in self.examples])
         )
 
-    def images(self, network: Unrolled) -> list[np.ndarray]:
-        """Reconstruct every window, each (2H, 2W); the carried state is put back afterwards."""
+    def images(self, network: Unrolled, told: bool = False) -> list[np.ndarray]:
+        """Reconstruct every window, each (2H, 2W); the carried state is put back afterwards.
+
+        Blind, or with the PSF's width told.
+        """
+        examples = self.told if told else self.examples
         kept = [keras.ops.convert_to_numpy(v) for v in (network.h, network.c)]
         size, images = self.data.batch, []
-        for start in range(0, len(self.examples), size):
-            group = self.examples[start : start + size]
+        for start in range(0, len(examples), size):
+            group = examples[start : start + size]
             images += list(self._window(network, group))[: len(group)]
         network.h.assign(kept[0])
         network.c.assign(kept[1])
         return images
+
+    def psnr_db(self, images: list[np.ndarray]) -> float:
+        """Mean PSNR of such images."""
+        pairs = zip(self.examples, images, strict=True)
+        return float(np.mean([psnr_db(image, example.truth) for example, image in pairs]))
 
     def _window(self, network: Unrolled, group: list[Example]) -> np.ndarray:
         filled = group + [group[-1]] * (self.data.batch - len(group))
@@ -173,18 +184,17 @@ class Report(keras.callbacks.Callback):
         """Validate and save."""
         updates = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         images = self.validation.images(self.model)
-        scores = [
-            psnr_db(i, e.truth) for e, i in zip(self.validation.examples, images, strict=True)
-        ]
-        db = float(np.mean(scores))
+        db = self.validation.psnr_db(images)
+        told_db = self.validation.psnr_db(self.validation.images(self.model, told=True))
         log.info(
-            "%d updates: loss %.3f, validation %.2f dB (bicubic mean %.2f dB)",
-            updates, (logs or {})["loss"], db, self.validation.mean_db,
+            "%d updates: loss %.3f, validation %.2f dB, PSF told %.2f dB (bicubic mean %.2f dB)",
+            updates, (logs or {})["loss"], db, told_db, self.validation.mean_db,
         )  # fmt: skip
-        values = {"loss": (logs or {})["loss"], "psnr_db": db, "mean_db": self.validation.mean_db}
+        values = {"loss": (logs or {})["loss"], "psnr_db": db, "told_psnr_db": told_db}
+        values["mean_db"] = self.validation.mean_db
         self.board.scalars(updates, values)
         self._pictures(updates, images)
-        self._keep(updates, db)
+        self._keep(updates, db, told_db)
 
     def _pictures(self, updates: int, images: list[np.ndarray]) -> None:
         for k, (example, image) in enumerate(
@@ -194,13 +204,14 @@ class Report(keras.callbacks.Callback):
             row = [baselines.mean(example.means) * gain, image, example.truth]
             self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
 
-    def _keep(self, updates: int, db: float) -> None:
+    def _keep(self, updates: int, db: float, told_db: float) -> None:
         if db > self.best_db:
             self.best_db = db
             beside = self.run.best.with_name("best.tmp.weights.h5")
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
-            best = {"updates": updates, "validation_db": db, "mean_db": self.validation.mean_db}
+            best = {"updates": updates, "validation_db": db, "validation_told_db": told_db}
+            best["mean_db"] = self.validation.mean_db
             write_text(self.run.folder / "best.json", json.dumps(best))
         save_checkpoint(self.model, self.run.checkpoint)
 
