@@ -87,7 +87,8 @@ def points() -> list[Point]:
 
 def do(job: Job) -> dict[Conditions, dict[str, float]]:
     """Score every method at every point; points that are alike are scored once, PSNR in dB."""
-    methods = trials.methods(trials.loaded(job.models))
+    steps = trials.loaded(job.models)
+    blind = trials.methods(steps)
     emitters = specimen(job.kind, job.number)
     turn = job.number // len(FAMILIES[job.kind])  # each family once, then with the other one
     fluctuation = trials.FLUCTUATIONS[(job.number + turn) % 2]
@@ -98,6 +99,7 @@ def do(job: Job) -> dict[Conditions, dict[str, float]]:
         rng = np.random.default_rng((SEED, KINDS.index(job.kind), job.number, 1))
         frames = trials.expose(seen, conditions, SIZE_PX, rng)
         truth = trials.target_of(seen, SIZE_PX)
+        methods = blind | trials.told_methods(steps, conditions.psf_sigma_px)
         images = {name: method(frames) for name, method in methods.items()}
         scores[conditions] = {name: psnr_db(image, truth) for name, image in images.items()}
     return scores
@@ -155,7 +157,8 @@ SECTION = """
 ![PSNR of all methods, one of five conditions varied at a time]({picture})
 
 Mean PSNR over {stacks} simulated stacks of each kind outside of the frozen set, one condition
-varied at a time, the others at {base}. Beyond 30 frames the
+varied at a time, the others at {base}. All are blind but
+those that are told the PSF's width, or its true sigma. Beyond 30 frames the
 network runs as a stream (`python -m training sweeps`; the numbers are in the evaluation's JSON).
 """
 

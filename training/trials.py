@@ -39,6 +39,7 @@ COMPARED = (
     *(baselines.REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *(baselines.DECONVOLUTION, "RL blind, 80"),
 )
+INFORMED = "RL true sigma, 80"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -161,13 +162,24 @@ def methods(steps: Mapping[str, Step]) -> dict[str, baselines.Method]:
     return {name: blind[name] for name in COMPARED} | ours
 
 
-def model_method(step: Step) -> baselines.Method:
+def told_methods(steps: Mapping[str, Step], psf_sigma_px: float) -> dict[str, baselines.Method]:
+    """Choose the methods that are told the PSF's width: the `INFORMED` one and ours."""
+    known = baselines.informed_methods(psf_sigma_px)
+    ours = {
+        f"{name}, PSF told": model_method(step, psf_sigma_px)
+        for name, step in steps.items()
+        if "psf_sigma_px" in step.manifest.inputs
+    }
+    return {INFORMED: known[INFORMED]} | ours
+
+
+def model_method(step: Step, psf_sigma_px: float | None = None) -> baselines.Method:
     """Reconstruct up to 30 frames as a window, more as a stream."""
 
     def image(frames: np.ndarray) -> np.ndarray:
         if len(frames) <= step.manifest.frames:
-            return reconstruct_window(step, frames).image
-        *_, last = reconstruct_stream(step, frames)
+            return reconstruct_window(step, frames, psf_sigma_px).image
+        *_, last = reconstruct_stream(step, frames, psf_sigma_px)
         return last.image
 
     return image

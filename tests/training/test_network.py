@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import keras
 import numpy as np
@@ -196,16 +198,33 @@ def test_the_psf_changes_the_image(step: Step) -> None:
         assert (np.abs(one - other).max(axis=(1, 2, 3)) > 0.01).all()
 
 
+def test_the_psf_is_interpolated_between_its_knots(step: Step) -> None:
+    """Mutations: a hat of another gap, the first one at an unknown width, the last one's fall."""
+    knots = step.settings.psf_knots_px
+    at_knots = hats(step, knots)
+    np.testing.assert_allclose(at_knots, np.eye(len(knots)), atol=1e-5)
+    between = np.linspace(knots[0], knots[-1], 50)
+    wanted = [np.interp(between, knots, row) for row in np.eye(len(knots))]
+    np.testing.assert_allclose(hats(step, between), np.transpose(wanted), atol=1e-5)
+    beyond, unknown = hats(step, [2 * knots[-1], 0])
+    np.testing.assert_allclose(beyond, at_knots[-1], atol=1e-5)
+    assert not unknown.any()
+
+
+def hats(step: Step, widths_px: Sequence[float]) -> np.ndarray:
+    return np.asarray(step.psf(np.array(widths_px, np.float32)[:, None]))
+
+
 def test_an_unknown_psf_changes_nothing_even_rounded(step: Step) -> None:
-    """Mutations: features that are not counted from those of an unknown width, a scale whose steps
-    do not hold 1, a product or a sum in other steps than what it is made of."""
+    """Mutations: hats that are not 0 at an unknown width, a scale whose steps do not hold 1, a
+    product or a sum in other steps than what it is made of."""
     x = np.random.default_rng(13).normal(0, 1, (1, 4, 5, 4 * step.settings.head_filters))
     x = as_int8(x.astype(np.float32), SUMMAND_RANGE)
-    known, unknown = (step.psf(np.array([[sigma]], np.float32)) for sigma in (1.4, 0.0))
+    known, unknown = (hats(step, [sigma]) for sigma in (1.4, 0.0))
     for modulation in step.modulations:
-        same = modulation(x, unknown - unknown, rounded=as_int8)
+        same = modulation(x, unknown, rounded=as_int8)
         np.testing.assert_allclose(as_int8(same, SUMMAND_RANGE), x, atol=1e-6)
-        assert np.abs(modulation(x, known - unknown) - x).max() > 0.01
+        assert np.abs(modulation(x, known) - x).max() > 0.01
 
 
 def test_activations_and_what_is_added_to_them_have_the_same_steps() -> None:

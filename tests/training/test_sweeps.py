@@ -9,11 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training import sweeps, trials
+from training import evaluate, sweeps, trials
 from training.baselines import REFERENCE
 from training.frozen_specimens import MARGIN_PX
 
-FEW = {"frames": (8, 30), "photons": (25.0, 100.0), "strength": (0.0, 1.0)}
+FEW = {
+    "frames": (8, 30),
+    "photons": (25.0, 100.0),
+    "psf_sigma_px": (1.4, 2.4),
+    "strength": (0.0, 1.0),
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,24 @@ def test_more_light_is_better_and_a_steady_specimen_has_no_sofi(content: sweeps.
     sofi = content["psnr_db"]["thin"]["SOFI-2 linearized"]["strength"]
     assert sofi[0] < sofi[1] - 1.0
     assert content["psnr_db"]["thin"][REFERENCE]["strength"][0] > sofi[0]
+
+
+def test_who_is_told_the_width_is_told_that_of_the_point(content: sweeps.Content) -> None:
+    """Catches the base's width told at every point: deconvolution with it would win by nothing
+    where the PSF is wider."""
+    told, blind = (content["psnr_db"]["thin"][name] for name in (trials.INFORMED, "RL blind, 80"))
+    assert told["frames"] == blind["frames"]  # the base's width is what blind assumes
+    assert told["psf_sigma_px"][1] > blind["psf_sigma_px"][1] + 0.5
+
+
+def test_our_network_is_told_the_width() -> None:
+    """Catches a model that is blind under the name of one that is told."""
+    steps = trials.loaded(evaluate.default_models())
+    frames = np.random.default_rng(1).poisson(50, (30, 32, 32)).astype(np.uint16)
+    for name in steps:
+        blind = trials.methods(steps)[name](frames)
+        told = trials.told_methods(steps, 2.0)[f"{name}, PSF told"](frames)
+        assert np.abs(told - blind).max() > 0.01 * np.ptp(blind)
 
 
 def test_the_report_has_every_number(content: sweeps.Content, tmp_path: Path) -> None:
