@@ -254,9 +254,13 @@ def conversion(run: Path) -> dict[str, Any]:
 def load_converted(run: Path) -> Step:
     """Load the network that the run's TFLite files were made of."""
     about = conversion(run)
-    step, _ = load_step(run, about["weights"])
-    step.scale_head(about["head_gain"])
-    return step
+    return _scaled(run, about["weights"], about["head_gain"])[0]
+
+
+def _scaled(run: Path, weights: str, head_gain: float) -> tuple[Step, TrainingSettings]:
+    step, settings = load_step(run, weights)
+    step.scale_head(head_gain)
+    return step, settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -277,8 +281,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
     if not 0 < arguments.head_gain < np.inf:
         raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
-    step, settings = load_step(arguments.run, arguments.weights)
-    step.scale_head(arguments.head_gain)
+    step, settings = _scaled(arguments.run, arguments.weights, arguments.head_gain)
     float32 = convert(step)
     model = convert(step, representative_set(step, settings, arguments.stacks))
     check_int8(model)

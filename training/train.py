@@ -221,7 +221,6 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
     network = make_network(settings)
     if initial is not None:
         initialize(network, run, initial)
-    network.step.scale_head(settings.head_gain)
     done = load_checkpoint(network, run.checkpoint) if run.checkpoint.exists() else 0
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done

@@ -55,7 +55,7 @@ def test_the_log_holds_curves_and_pictures_of_every_checkpoint(tiny_run: Path) -
     """Catches a log without pictures, or with epochs where updates are meant."""
     log = EventAccumulator(str(tiny_run / "tensorboard"), size_guidance={"images": 0})
     log.Reload()
-    for tag in ("loss", "psnr_db", "mean_db"):
+    for tag in ("loss", "psnr_db", "told_psnr_db", "mean_db"):
         assert [event.step for event in log.Scalars(tag)] == [2, 4, 6, 8]
         assert np.isfinite([event.value for event in log.Scalars(tag)]).all()
     assert len(log.Tags()["images"]) == 3  # as many as there are validation stacks
@@ -159,6 +159,22 @@ def test_the_checkpoint_holds_the_carried_state(tiny_run: Path, tiny_settings: P
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(network.h), kept[0])
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(network.c), kept[1])
     assert [image.shape for image in images] == [(64, 64)] * 3
+
+
+def test_validation_is_blind_and_told_on_the_same_stacks(tiny_settings: Path) -> None:
+    """Catches a network that is told the width where it is to be blind, or never is."""
+    settings = settings_file.load(str(tiny_settings))
+    validation = train.Validation(settings)
+    assert [e.psf_sigma_px for e in validation.examples] == [0.0] * 3
+    for told, blind in zip(validation.told, validation.examples, strict=True):
+        assert 0.7 < told.psf_sigma_px < 3.6  # drawn from 0.8 to 3.2, and told with an error
+        np.testing.assert_array_equal(told.frames, blind.frames)
+    network = train.make_network(settings)
+    rng = np.random.default_rng(1)  # eight updates from nothing would be rounded away
+    for layer in (*network.step.modulations, network.step.correction):
+        layer.kernel.assign(rng.normal(0, 0.3, layer.kernel.shape))
+    images = [np.array(validation.images(network, told)) for told in (False, True)]
+    assert np.abs(images[0] - images[1]).max() > 0.01
 
 
 def test_validation_does_not_depend_on_what_was_played_before(

@@ -34,9 +34,6 @@ class TrainingSettings(BaseModel):
     """Largest norm of the gradient."""
     coarse_weight: float = Field(0.0, ge=0)
     """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
-    head_gain: float = Field(1.0, gt=0)
-    """What the head's activations are multiplied by at the beginning, for the sake of int8; see
-    `Step.scale_head`."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
