@@ -260,6 +260,8 @@ class Pipeline:
         self._backoff_s = backoff_s
         self._reconstructor = Reconstructor(step, mode)
         self._era = self._followed = _Era(mode)
+        self._psf_wanted_px: float | None = None  # instead of what the optics say
+        self._psf_told_px: float | None = None  # to the network
         self._changed = threading.Condition()
         self._looking = threading.Lock()  # one std at a time
         self._queue: deque[_Arrival] = deque()
@@ -375,6 +377,50 @@ class Pipeline:
         with self._changed:
             if mode != self._era.mode:
                 self._era = replace(self._era.after(_Break.ALL), mode=mode)
+
+    def set_psf(self, sigma_px: float | None) -> None:
+        """Tell the network the PSF's width in px of the prepared frames, from the next one on.
+
+        None goes back to what the optics say, where they are known. Nothing is forgotten: the width
+        changes only what is made of the past.
+
+        Raises
+        ------
+        ValueError
+            The model does not take a width, or was trained for others.
+        """
+        low, high = self._step.manifest.psf_sigma_px
+        if sigma_px is not None and not self._takes_psf():
+            raise ValueError(f"{self._step.name} is not told the PSF's width; leave it out")
+        if sigma_px is not None and not low <= sigma_px <= high:
+            raise ValueError(
+                f"the PSF's sigma is {sigma_px:g} px; expected {low:g} to {high:g} px, for which "
+                f"{self._step.name} was trained; bin the frames where it is wider"
+            )
+        with self._changed:
+            self._psf_wanted_px = sigma_px
+
+    def psf(self) -> dict[str, float | None] | None:
+        """Say how wide the PSF is: as `set_psf` wants it, as it is told, and within which limits.
+
+        None where the model is not told it.
+        """
+        if not self._takes_psf():
+            return None
+        low, high = self._step.manifest.psf_sigma_px
+        with self._changed:
+            told = self._psf_of(self._era)
+            return {"wanted": self._psf_wanted_px, "actual": told, "min": low, "max": high}
+
+    def _takes_psf(self) -> bool:
+        return "psf_sigma_px" in self._step.manifest.inputs
+
+    def _psf_of(self, era: _Era) -> float | None:
+        """What the network is to be told in an era."""
+        if not self._takes_psf():
+            return None
+        wanted = self._psf_wanted_px
+        return era.preparation.psf_sigma_px if wanted is None else wanted
 
     @property
     def camera(self) -> Camera:
@@ -496,6 +542,7 @@ class Pipeline:
         length = 0 if self._buffer is None else len(self._buffer)
         return {
             "mode": self._era.mode,
+            "psf_sigma_px": self._psf_of(self._era),
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
@@ -719,7 +766,8 @@ class Pipeline:
         self._followed = arrival.era
         if broken:
             self._reconstructor.reset()
-            self._reconstructor.set_psf(arrival.era.preparation.psf_sigma_px)
+        self._psf_told_px = self._psf_of(arrival.era)
+        self._reconstructor.set_psf(self._psf_told_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         if self._reconstructor.scene_changed(arrival.frame.array):
@@ -804,6 +852,7 @@ class Pipeline:
         assert last is not None
         return {
             "mode": last.mode,
+            "psf_sigma_px": self._psf_told_px,
             "background": last.scaling.background,
             "scale": last.scaling.scale,
             "warming": last.warming,

@@ -66,6 +66,9 @@ class Controls(BaseModel):
     ----------
     mode : str
         ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
+    psf_sigma_px : float or None
+        Width of the PSF as the network is told it, in px of the frames as it sees them; null leaves
+        it to the optics in the settings.
     exposure_us : float or None
         Exposure time in us; null leaves it to the camera.
     gain : float or None
@@ -82,6 +85,7 @@ class Controls(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     mode: Literal["stream", "window"] = "stream"
+    psf_sigma_px: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     exposure_us: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     gain: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     fps: float = Field(default=30.0, gt=0, le=10_000, allow_inf_nan=False)
@@ -288,26 +292,37 @@ def _state(pipeline: _Pipeline) -> dict[str, Any]:
 
 @_numbers.get("/api/controls", summary="Read the controls")
 def _controls(pipeline: _Pipeline) -> dict[str, Any]:
-    """Tell what can be changed while running: the mode, and the camera's controls where it has any.
+    """Tell what can be changed while running.
 
-    Each of the camera's is told as wanted, as the last frame had it, and with what it takes.
+    The mode, the PSF's width where the model is told it, and the camera's controls where it has
+    any. Each but the mode is told as wanted, as the last frame had it, and with what it takes.
     """
-    camera = pipeline.camera
+    camera, psf = pipeline.camera, pipeline.psf()
+    told = {} if psf is None else {"psf_sigma_px": psf}
     settable = camera.controls() if isinstance(camera, Controllable) else {}
-    return {"mode": pipeline.state()["mode"], **settable}
+    return {"mode": pipeline.state()["mode"], **told, **settable}
 
 
 @_numbers.post("/api/controls", summary="Change the controls", dependencies=_SAME_ORIGIN)
 def _set_controls(pipeline: _Pipeline, controls: Controls) -> dict[str, Any]:
-    """Change what is given; the reconstruction starts afresh."""
+    """Change what is given; the reconstruction starts afresh, but not for the PSF's width."""
     changes = {name: getattr(controls, name) for name in controls.model_fields_set}
     mode = changes.pop("mode", None)
+    if "psf_sigma_px" in changes:
+        _tell_psf(pipeline, changes.pop("psf_sigma_px"))
     if changes:
         _set_camera(pipeline, changes)
     if mode is not None:
         pipeline.set_mode(mode)
     logger.info("controls set: %s", controls.model_dump(exclude_unset=True))
     return _controls(pipeline)
+
+
+def _tell_psf(pipeline: Pipeline, sigma_px: float | None) -> None:
+    try:
+        pipeline.set_psf(sigma_px)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 def _set_camera(pipeline: Pipeline, changes: dict[str, Any]) -> None:

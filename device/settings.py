@@ -98,6 +98,9 @@ class Settings(BaseSettings):
         Side of the sensor's pixel in um.
     magnification : float or None
         From the sample to the sensor.
+    psf_sigma_px : float or None
+        Width of the PSF in px of the frames, where it was measured, or the four are not known; it
+        counts before them.
     calibration : Path or None
         Folder with what `learn2sofi calibrate` measured; None is none.
     dark, flat : bool
@@ -134,6 +137,7 @@ class Settings(BaseSettings):
     wavelength_nm: _Optional[float] = Field(ge=200, le=2000)
     camera_pixel_um: _Optional[float] = Field(gt=0, allow_inf_nan=False)
     magnification: _Optional[float] = Field(gt=0, allow_inf_nan=False)
+    psf_sigma_px: _Optional[float] = Field(gt=0, allow_inf_nan=False)
     calibration: _Optional[Path]
     dark: bool
     flat: bool

@@ -1,8 +1,8 @@
 // The live page: draws what the socket brings, says what the daemon says, passes on what is chosen.
 
 import { Refusal, ask, order } from "./api.js";
-import { CameraStrip } from "./camera.js";
 import { gradient, lookup } from "./colour.js";
+import { Controls } from "./controls.js";
 import { Panel } from "./panel.js";
 import { Recording } from "./recording.js";
 import { LiveSocket } from "./socket.js";
@@ -121,13 +121,13 @@ function showRefusal(refusal) {
 }
 
 const element = (id) => document.getElementById(id);
-const camera = new CameraStrip(element("camera-strip"), element("camera-button"), showRefusal);
+const controls = new Controls(element("camera-strip"), element("camera-button"), showRefusal);
 const recording = new Recording(element("record"), element("recording"), showRefusal);
 
-/** Follow what is read back from the camera while it is looked at, and the recording always. */
+/** Follow what is read back from the controls, and the recording. */
 async function readControls() {
   try {
-    await Promise.all([recording.read(), camera.read()]);
+    await Promise.all([recording.read(), controls.read()]);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error; // the state says when the daemon does not answer
   } finally {
@@ -195,7 +195,7 @@ function listen() {
     panel.figure.querySelector(".enlarge").addEventListener("click", toggle);
   }
   document.addEventListener("keydown", (event) => {
-    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, #camera-strip input");
+    const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.matches?.("select, [data-control] input");
     if (!typing) KEYS[event.key]?.();
   });
 }

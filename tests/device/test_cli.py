@@ -486,6 +486,18 @@ def test_bad_input_as_a_process(tmp_path, out, model_file):
     assert "not a TIFF" in sentence_of(result.stderr)
 
 
+def test_the_psf_of_the_settings_is_told(tmp_path):
+    """Mutations: a setting that is read and not told; one beyond the model's cut in silence."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text("psf_sigma_px = 1.5")
+    with daemon("--config", mine) as (_, page), urllib.request.urlopen(f"{page}api/state") as told:
+        assert json.load(told)["psf_sigma_px"] == 1.5
+    mine.write_text("psf_sigma_px = 9")
+    result = finished("run", "--port", "0", "--config", mine)
+    assert result.returncode == 2
+    assert "expected 0.8 to 3.2 px" in sentence_of(result.stderr)
+
+
 def test_a_video_that_is_none_is_one_line(tmp_path, out, model_file):
     """Mutation: OpenCV is silenced when it was imported already, and adds lines of its own."""
     (tmp_path / "bad.mp4").write_bytes(b"not a video" * 100)

@@ -13,7 +13,9 @@ import pytest
 from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream, Frame
 from device.model import Manifest, ModelError
 from device.pipeline import Pipeline, backoff_delays_s
+from device.preparation import Preparation
 from device.ring_buffer import Sums
+from device.sampling import Sampling
 from device.scene import SceneWatch
 
 INTERVAL_S = 0.01
@@ -61,8 +63,9 @@ class CountingStep:
 
     name, sha256 = "counting", "ab" * 32
 
-    def __init__(self, frames: int = 6) -> None:
+    def __init__(self, frames: int = 6, told: bool = False) -> None:
         frame = {"shape": (1, 16, 16, 1)}
+        psf = {"psf_sigma_px": {"shape": (1, 1)}} if told else {}
         self.manifest = Manifest(
             format=1,
             name="counting",
@@ -71,7 +74,7 @@ class CountingStep:
             frames=frames,
             upsampling=2,
             size_multiple=2,
-            inputs={"frame": frame, "mean": frame, "h": frame},
+            inputs={"frame": frame, "mean": frame, "h": frame, **psf},
             outputs={"image": {"shape": (1, 32, 32, 1)}, "h_out": frame},
             state={"h": "h_out"},
             normalization={
@@ -86,6 +89,7 @@ class CountingStep:
         self.entered = threading.Semaphore(0)
         self.errors: queue.Queue = queue.Queue()
         self.before = lambda: None
+        self.widths: list[float] = []  # of the PSF, as told at each step
 
     def resize(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -99,6 +103,7 @@ class CountingStep:
         self.gate.wait(PATIENCE_S)
         if not self.errors.empty():
             raise self.errors.get()
+        self.widths += np.ravel(inputs.get("psf_sigma_px", ())).tolist()
         h_out = inputs["h"] + 1
         return {"image": h_out.repeat(2, axis=1).repeat(2, axis=2), "h_out": h_out}
 
@@ -163,6 +168,7 @@ STATE_FIELDS = {
     *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
     *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
     *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation", "span_ms"),
+    "psf_sigma_px",
 }
 
 
@@ -522,6 +528,41 @@ def test_the_mode_changes_with_the_next_frame(rig):
     assert _steps_in(pipeline) == 3
     with pytest.raises(ValueError, match="stream or window"):
         pipeline.set_mode("both")
+
+
+def test_the_psf_is_told_from_the_next_frame_on_and_nothing_is_forgotten(rig):
+    """Mutations: a width that is only shown; a reset with it; no way back to the optics' own."""
+    camera, step = ScriptedCamera(), CountingStep(told=True)
+    sampling = Sampling(pixel_nm=100.0, psf_sigma_px=1.25, binning=1)
+    pipeline = rig("stream", camera, step, prepare=lambda _: Preparation(sampling=sampling))
+    pipeline.start()
+    camera.put(0, 1, 2)
+    _processed(pipeline, 3)
+    assert pipeline.psf() == {"wanted": None, "actual": 1.25, "min": 1.0, "max": 2.0}
+    pipeline.set_psf(1.5)
+    camera.put(3, start_index=3)
+    _processed(pipeline, 4)
+    assert pipeline.psf() == {"wanted": 1.5, "actual": 1.5, "min": 1.0, "max": 2.0}
+    assert pipeline.state()["psf_sigma_px"] == 1.5
+    _until(lambda: pipeline.latest("reconstruction").index == 3)
+    assert pipeline.latest("reconstruction").facts["psf_sigma_px"] == 1.5
+    assert _steps_in(pipeline) == 4
+    pipeline.set_psf(None)
+    camera.put(4, start_index=4)
+    _processed(pipeline, 5)
+    assert step.widths == [1.25, 1.25, 1.25, 1.5, 1.25]
+
+
+def test_a_width_that_the_model_was_not_trained_for_is_refused(rig):
+    """Mutations: a width that is cut off in silence; one that a model without the input takes."""
+    told, blind = rig(step=CountingStep(told=True)), rig()
+    with pytest.raises(ValueError, match=r"is 2.5 px; expected 1 to 2 px"):
+        told.set_psf(2.5)
+    assert told.psf()["wanted"] is None
+    with pytest.raises(ValueError, match="counting is not told"):
+        blind.set_psf(1.5)
+    assert blind.psf() is None
+    assert blind.state()["psf_sigma_px"] is None
 
 
 # --- cameras that fail ---------------------------------------------------------------------------

@@ -512,6 +512,30 @@ def test_mode_is_changed_and_nonsense_refused(scope, client):
     assert client.get("/api/controls").json() == {"mode": "window"}
 
 
+def test_the_width_of_the_psf_is_a_control_where_the_model_is_told_it(scope, client, monkeypatch):
+    """Catches: a control that a blind model has; a width that is taken and not told; nonsense."""
+    answer = client.post("/api/controls", json={"psf_sigma_px": 1.5})
+    assert answer.status_code == 422
+    assert "enlarging is not told" in answer.json()["detail"]
+    manifest = EnlargingStep.manifest
+    told = manifest.model_copy(
+        update={"inputs": manifest.inputs | {"psf_sigma_px": manifest.inputs["h"]}}
+    )
+    monkeypatch.setattr(EnlargingStep, "manifest", told)
+    scope.frames(2)
+    psf = {"wanted": 1.5, "actual": 1.5, "min": 1.0, "max": 2.0}
+    answer = client.post("/api/controls", json={"psf_sigma_px": 1.5})
+    assert answer.json() == {"mode": "stream", "psf_sigma_px": psf}
+    assert client.get("/api/state").json()["buffer"]["length"] == 2
+    for nonsense, words in ((9, "expected 1 to 2 px"), (-1, "greater than 0")):
+        answer = client.post("/api/controls", json={"psf_sigma_px": nonsense})
+        assert answer.status_code == 422
+        assert words in str(answer.json()["detail"])
+    assert client.get("/api/controls").json()["psf_sigma_px"] == psf
+    answer = client.post("/api/controls", json={"psf_sigma_px": None})
+    assert answer.json()["psf_sigma_px"]["actual"] is None
+
+
 def test_reset_empties_the_buffer(scope, client):
     """Catches: a reset that does not reach the pipeline; one that a link could trigger."""
     scope.frames(5)

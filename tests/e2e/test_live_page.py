@@ -109,6 +109,31 @@ def errors(browser):
     return [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_the_width_of_the_psf_is_told_from_the_page(page, daemon):
+    """Mutations: a field that is only shown; a refusal swallowed; no way back to unknown."""
+    from selenium.webdriver.common.keys import Keys
+
+    field = page.find_element("css selector", "[data-control=psf_sigma_px] input")
+    wait_until(field.is_displayed, "the field")
+    assert field.get_attribute("placeholder") == "unknown"
+
+    def enter(text):
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text or Keys.DELETE, Keys.ENTER)
+
+    enter("1,6")  # as it is written in half of the world
+    wait_until(lambda: daemon.state()["psf_sigma_px"] == 1.6, "the width")
+    enter("9")
+    refusal = page.find_element("id", "refusal")
+    wait_until(refusal.is_displayed, "the refusal")
+    assert "expected 0.8 to 3.2 px" in refusal.text
+    assert daemon.state()["psf_sigma_px"] == 1.6
+    enter("")
+    wait_until(lambda: daemon.state()["psf_sigma_px"] is None, "unknown again")
+    wait_until(lambda: not refusal.is_displayed(), "no refusal")
+    assert [entry for entry in page.get_log("browser") if "422" not in entry["message"]] == []
+
+
 def test_three_pictures_are_drawn_and_change(daemon, page):
     """Catches: a black canvas, a frozen picture, one view drawn thrice, a script that fails."""
     wait_until(lambda: daemon.state()["buffer"]["length"] == 30, "the buffer")

@@ -1,13 +1,13 @@
-// The camera's controls: what is asked for, beside what the last frame really had.
+// What can be set while it runs: what is asked for, beside what the last frame really had.
 
 import { ask } from "./api.js";
 
 const DIGITS = 4; // of a value as it is: sensors count in rows, more says nothing
 const REGIONS = new Set(["roi", "sensor_crop"]);
-const AUTOMATIC = new Set(["exposure_us", "gain"]); // an empty field leaves these to the camera
+const AUTOMATIC = new Set(["exposure_us", "gain", "psf_sigma_px"]); // an empty field leaves these to the daemon
 
-/** The strip with the camera's fields; the button that opens it is there where the camera has any. */
-export class CameraStrip {
+/** The fields of the page, most of them in the camera's strip; the button that opens it is there where the camera has any. */
+export class Controls {
   #strip;
   #button;
   #refused;
@@ -19,7 +19,7 @@ export class CameraStrip {
     this.#strip = strip;
     this.#button = button;
     this.#refused = refused;
-    this.#fields = new Map([...strip.querySelectorAll("[data-control]")].map((label) => [label.dataset.control, label]));
+    this.#fields = new Map([...document.querySelectorAll("[data-control]")].map((label) => [label.dataset.control, label]));
     button.addEventListener("click", () => this.#open(strip.hidden));
     for (const [name, label] of this.#fields) {
       const input = label.querySelector("input");
@@ -38,7 +38,7 @@ export class CameraStrip {
 
   /** Show the controls as the daemon tells them. */
   show(controls) {
-    const settable = [...this.#fields.keys()].some((name) => name in controls);
+    const settable = [...this.#fields].some(([name, label]) => name in controls && this.#strip.contains(label));
     this.#button.hidden = !settable;
     if (!settable) this.#open(false);
     for (const [name, label] of this.#fields) showField(name, label, controls[name]);
@@ -92,7 +92,9 @@ function showField(name, label, control) {
   input.dataset.wanted = control.wanted === null || !offered ? "" : String(control.wanted);
   const busy = input === document.activeElement || input.hasAttribute("aria-invalid");
   if (!busy) input.value = input.dataset.wanted;
+  if (name === "psf_sigma_px") input.placeholder = control.actual === null ? "unknown" : written(control.actual);
   const told = label.querySelector("small");
+  if (!told) return;
   told.textContent = offered ? reading(control) : "not offered by this camera";
   told.classList.toggle("note", Boolean(control.drifted));
 }
