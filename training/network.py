@@ -300,10 +300,15 @@ class PsfModulation(layers.Layer):
 
     def call(self, x: Any, change: Any, rounded: Rounding = exact) -> Any:
         """Return ``(1 + scale) x + shift``, the product rounded."""
-        both = ops.matmul(change, per_channel(self.kernel, 2))  # (B, 2 x 4 F)
-        scale, shift = ops.split(ops.reshape(both, (-1, 1, 1, both.shape[-1])), 2, axis=-1)
-        scale = rounded(1 + scale, SCALE_RANGE)
-        return ops.add(rounded(ops.multiply(x, scale), SUMMAND_RANGE), shift)
+        of_scale, of_shift = (
+            per_channel(kernel) for kernel in ops.split(self.kernel, 2, axis=-1)
+        )  # (n, 4 F) each
+        ones = np.ones(of_scale.shape[1], np.float32)
+        scale = ops.add(ops.matmul(change, of_scale), ones)  # (B, 4 F)
+        shift = ops.matmul(change, of_shift)
+        scale, shift = (ops.reshape(y, (-1, 1, 1, y.shape[-1])) for y in (scale, shift))
+        scaled = rounded(ops.multiply(x, rounded(scale, SCALE_RANGE)), SUMMAND_RANGE)
+        return ops.add(scaled, rounded(shift, SUMMAND_RANGE))
 
     def scale_shift(self, gain: float) -> None:
         """Multiply the shift."""

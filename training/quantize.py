@@ -102,7 +102,10 @@ def trajectory(
 
 
 def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> Iterator[Tensors]:
-    """Inputs from trajectories over simulated stacks, alternately streams and windows."""
+    """Inputs from trajectories over simulated stacks, alternately streams and windows.
+
+    At last with every width of the PSF that the network knows, so that all are in its range.
+    """
     for k in range(stacks):
         stream = k % 2 == 0
         length = 2 * WINDOW if stream else WINDOW
@@ -118,6 +121,8 @@ def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> I
         for index, inputs in enumerate(steps):
             if index in CALIBRATION_FRAMES:
                 yield inputs
+    for width in step.settings.psf_knots_px:
+        yield inputs | {"psf_sigma_px": np.full((1, 1), width, np.float32)}
 
 
 def convert(step: Step, representative: Iterator[Tensors] | None = None) -> bytes:
