@@ -5,7 +5,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from training.narrowing import BEYOND_RANGE, narrowed
+from training.narrowing import BEYOND_RANGE, narrowed, operator_names
 from training.network import (
     ACTIVATION_RANGE,
     CELL_RANGE,
@@ -99,6 +99,32 @@ def played(model, mean):
     state = np.zeros((1, *SETTINGS.state_shape(SIZE_PX, SIZE_PX)), np.float32)
     runner = Interpreter(model_content=model).get_signature_runner("step")
     return runner(frame=mean, mean=mean, psf_sigma_px=BLIND, h=state, c=state)["image"][0, :, :, 0]
+
+
+def test_what_a_width_changes_has_fixed_ranges(step, frames):
+    """Mutations: scale or shift of the PSF's modulation left with what calibration saw of them,
+    which here are a tenth at most; a tensor that is reshaped to another range than it has."""
+    kept = [np.array(modulation.kernel) for modulation in step.modulations]
+    rng = np.random.default_rng(4)
+    for modulation in step.modulations:
+        modulation.kernel.assign(rng.uniform(-0.1, 0.1, modulation.kernel.shape))
+    means = np.broadcast_to(frames.mean(0), frames.shape)
+    model = narrowed(convert(step, trajectory(step, frames[:2], means[:2], 1.4)))
+    for modulation, kernel in zip(step.modulations, kept, strict=True):
+        modulation.kernel.assign(kernel)
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    graph, names = parsed.subgraphs[0], operator_names(parsed)
+    steps = [tensor.quantization and tensor.quantization.scale for tensor in graph.tensors]
+    ends = {"FULLY_CONNECTED": [], "RESHAPE": []}
+    for op in graph.operators:
+        if (name := names[op.opcodeIndex]) in ends:
+            ends[name].append((steps[op.inputs[0]][0], steps[op.outputs[0]][0]))
+    scale, shift = ((high - low) / 255 for low, high in (SCALE_RANGE, SUMMAND_RANGE))
+    made = sorted(out for _, out in ends["FULLY_CONNECTED"][2:])  # after the two of the hats
+    assert made == pytest.approx(sorted([scale, shift] * len(step.modulations)))
+    assert ends["RESHAPE"]
+    for into, out in ends["RESHAPE"]:
+        assert into == out
 
 
 def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):

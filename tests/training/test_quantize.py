@@ -111,8 +111,8 @@ def test_the_whole_step_is_int8_but_for_its_boundary(tiny_files: tuple[bytes, by
     # factors, 4 of the gates (fluctuation, mean, products, state), 2 of the head and its 1 layer,
     # 2 of the correction, and in float the mean's interpolation
     assert counts["CONV_2D"] == 11
-    # the PSF's features, and scale and shift of both sums of the head
-    assert counts["FULLY_CONNECTED"] == 3
+    # how near the PSF's width is to the knots in two, and scale and shift of both sums of the head
+    assert counts["FULLY_CONNECTED"] == 2 + 2 * 2
 
 
 def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:
@@ -162,13 +162,15 @@ def test_a_trajectory_carries_the_state(step: Step) -> None:
 
 
 def test_calibration_sees_windows_and_streams_clipped(step: Step) -> None:
-    """Catches calibration in one mode only, on frames 0 only, or with spikes that cost resolution.
+    """Catches calibration in one mode only, on frames 0 only, or with spikes that cost resolution;
+    and one that knows but those widths of the PSF which two stacks happen to have.
 
     Of a stream of 60 frames and a window of 30 ten and eight frames are taken.
     """
     settings = settings_file.load("base")
     seen = list(quantize.representative_set(step, settings, 2))
-    assert len(seen) == 10 + 8
+    seen, widths = seen[: 10 + 8], [float(x["psf_sigma_px"].item()) for x in seen[10 + 8 :]]
+    assert widths == pytest.approx(step.settings.psf_knots_px)
     first_of_window = seen[10]
     assert not first_of_window["c"].any()
     assert all(inputs["c"].any() for inputs in seen[11:])
