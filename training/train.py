@@ -102,6 +102,9 @@ def make_network(settings: TrainingSettings) -> Unrolled:
         warmup_target=settings.learning_rate,
         warmup_steps=settings.warmup_updates,
     )
+    if settings.psf_alone:
+        for layer in network.step.layers:
+            layer.trainable = layer in network.step.modulations
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
     # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
     compiled = keras.backend.backend() == "jax"
@@ -174,11 +177,12 @@ class Report(keras.callbacks.Callback):
         self.run = run
         self.validation = Validation(settings)
         self.board = TensorBoardLog(run.log)
+        self.judged_by = "validation_told_db" if settings.psf_alone else "validation_db"
         self.best_db = self._best_so_far()
 
     def _best_so_far(self) -> float:
         path = self.run.folder / "best.json"
-        return json.loads(path.read_text())["validation_db"] if path.exists() else -np.inf
+        return json.loads(path.read_text())[self.judged_by] if path.exists() else -np.inf
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Validate and save."""
@@ -205,12 +209,12 @@ class Report(keras.callbacks.Callback):
             self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
 
     def _keep(self, updates: int, db: float, told_db: float) -> None:
-        if db > self.best_db:
-            self.best_db = db
+        best = {"updates": updates, "validation_db": db, "validation_told_db": told_db}
+        if best[self.judged_by] > self.best_db:
+            self.best_db = best[self.judged_by]
             beside = self.run.best.with_name("best.tmp.weights.h5")
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
-            best = {"updates": updates, "validation_db": db, "validation_told_db": told_db}
             best["mean_db"] = self.validation.mean_db
             write_text(self.run.folder / "best.json", json.dumps(best))
         save_checkpoint(self.model, self.run.checkpoint)

@@ -34,6 +34,8 @@ class TrainingSettings(BaseModel):
     """Largest norm of the gradient."""
     coarse_weight: float = Field(0.0, ge=0)
     """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
+    psf_alone: bool = False
+    """Train but what the PSF's width changes: blind, the network stays what it was."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
