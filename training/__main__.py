@@ -17,7 +17,6 @@ COMMANDS = {
     "download": "fetch images to cut specimens from, with licence and source beside each",
     "demo": "write the stack that `make run` plays",
     "train": "train the network; goes on where an interrupted run stopped",
-    "carry_over": "carry the weights of 0.6.0 over to this form",
     "quantize": "turn a run's weights into a float32 and an int8 step",
     "evaluate": "score every method and every model form on the frozen test stacks",
     "resolution": "say from which distance on each method shows two lines apart, or one as two",
