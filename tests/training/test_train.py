@@ -297,6 +297,31 @@ def test_a_run_can_begin_with_anothers_weights(
     assert len(initial["weights_sha256"]) == 64
 
 
+def test_what_the_psf_changes_can_be_trained_alone(
+    tiny_settings: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    """Mutations: the rest trained as well, so that the blind network is another; nothing trained;
+    the best weights chosen by the blind validation, which stays the same."""
+    alone = tmp_path / "alone.toml"
+    told = tiny_settings.read_text().replace("workers = 0", "workers = 0\npsf_told_fraction = 1.0")
+    alone.write_text("psf_alone = true\n" + told)
+    run = Run(tmp_path / "alone")
+    run.begin("alone", settings := settings_file.load(str(alone)))
+    train.train(settings, run, tiny_run)
+    before, after = load_step(tiny_run, "best")[0], load_step(run.folder, "final")[0]
+    changed = [
+        not np.array_equal(np.asarray(one), np.asarray(two))
+        for one, two in zip(before.weights, after.weights, strict=True)
+    ]
+    kernels = [any(w is m.kernel for m in after.modulations) for w in after.weights]
+    assert changed == kernels and any(kernels)
+    log = EventAccumulator(str(run.log))
+    log.Reload()
+    best = json.loads((run.folder / "best.json").read_text())
+    scores = [event.value for event in log.Scalars("told_psnr_db")]
+    assert best["validation_told_db"] == pytest.approx(max(scores), abs=1e-4)
+
+
 def test_a_run_can_begin_with_a_released_model(
     tiny_settings: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
