@@ -375,8 +375,13 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
         microscope = Microscope.of(settings)
         step = load_step(settings.model, settings.threads, settings.runtime)
         prepare = partial(microscope.prepare, step.manifest.psf_sigma_px)
-        pipeline = Pipeline(camera, step, settings.mode, prepare=prepare)
-        _tell_psf(pipeline, settings)
+        try:
+            pipeline = Pipeline(
+                camera, step, settings.mode, prepare=prepare, psf_sigma_px=settings.psf_sigma_px
+            )
+        except ValueError as error:
+            origin = settings.origin("psf_sigma_px")
+            raise UserError(f"setting psf_sigma_px (from {origin}): {error}") from error
         recordings = Recordings(pipeline, settings.recordings, microscope)
         heartbeat = Heartbeat(pipeline, Notifier.from_environment())
 
@@ -397,14 +402,6 @@ def _serve(settings: Settings, stopper: _Stopper, once: bool) -> None:
             with heartbeat.stopping():
                 recordings.stop()
             pipeline.stop(_STOP_TIMEOUT_S)
-
-
-def _tell_psf(pipeline: Pipeline, settings: Settings) -> None:
-    try:
-        pipeline.set_psf(settings.psf_sigma_px)
-    except ValueError as error:
-        origin = settings.origin("psf_sigma_px")
-        raise UserError(f"setting psf_sigma_px (from {origin}): {error}") from error
 
 
 def _token(settings: Settings) -> str | None:

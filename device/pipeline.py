@@ -240,6 +240,13 @@ class Pipeline:
     prepare : callable, optional
         Tells for the opened camera what is done to its frames before anything is measured on them;
         the raw view shows them as they came.
+    psf_sigma_px : float, optional
+        Width of the PSF in px of the prepared frames, instead of what the optics say.
+
+    Raises
+    ------
+    ValueError
+        The model does not take that width; see `check_psf`.
     """
 
     def __init__(
@@ -251,6 +258,7 @@ class Pipeline:
         clock: Clock = time.monotonic,
         backoff_s: tuple[float, float] = (0.5, 10.0),
         prepare: Callable[[Camera], Preparation] = lambda _: Preparation(),
+        psf_sigma_px: float | None = None,
     ) -> None:
         self._camera = camera
         self._prepare = prepare
@@ -260,7 +268,8 @@ class Pipeline:
         self._backoff_s = backoff_s
         self._reconstructor = Reconstructor(step, mode)
         self._era = self._followed = _Era(mode)
-        self._psf_wanted_px: float | None = None  # instead of what the optics say
+        self._psf_given_px = psf_sigma_px
+        self._psf_wanted_px: float | None = None  # while running, instead of both
         self._psf_told_px: float | None = None  # to the network
         self._changed = threading.Condition()
         self._looking = threading.Lock()  # one std at a time
@@ -289,6 +298,7 @@ class Pipeline:
         self._ended = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
+        self.check_psf(psf_sigma_px)
 
     # --- for the owner ---------------------------------------------------------------------------
 
@@ -378,16 +388,13 @@ class Pipeline:
             if mode != self._era.mode:
                 self._era = replace(self._era.after(_Break.ALL), mode=mode)
 
-    def set_psf(self, sigma_px: float | None) -> None:
-        """Tell the network the PSF's width in px of the prepared frames, from the next one on.
-
-        None goes back to what the optics say, where they are known. Nothing is forgotten: the width
-        changes only what is made of the past.
+    def check_psf(self, sigma_px: float | None) -> None:
+        """Refuse a width of the PSF that the model is not told or was not trained for.
 
         Raises
         ------
         ValueError
-            The model does not take a width, or was trained for others.
+            One sentence.
         """
         low, high = self._step.manifest.psf_sigma_px
         if sigma_px is not None and not self._takes_psf():
@@ -397,13 +404,26 @@ class Pipeline:
                 f"the PSF's sigma is {sigma_px:g} px; expected {low:g} to {high:g} px, for which "
                 f"{self._step.name} was trained; bin the frames where it is wider"
             )
+
+    def set_psf(self, sigma_px: float | None) -> None:
+        """Tell the network the PSF's width in px of the prepared frames, from the next one on.
+
+        None goes back to the width given at first, or what the optics say. Nothing is forgotten:
+        the width changes only what is made of the past.
+
+        Raises
+        ------
+        ValueError
+            See `check_psf`.
+        """
+        self.check_psf(sigma_px)
         with self._changed:
             self._psf_wanted_px = sigma_px
 
     def psf(self) -> dict[str, float | None] | None:
-        """Say how wide the PSF is: as `set_psf` wants it, as it is told, and within which limits.
+        """Say how wide the PSF is, in px of the prepared frames; None where the model is not told.
 
-        None where the model is not told it.
+        As `set_psf` wants it, as the next frame's network is told it, and within which limits.
         """
         if not self._takes_psf():
             return None
@@ -416,11 +436,13 @@ class Pipeline:
         return "psf_sigma_px" in self._step.manifest.inputs
 
     def _psf_of(self, era: _Era) -> float | None:
-        """What the network is to be told in an era."""
-        if not self._takes_psf():
+        """Width that the network is told in an era, px of the prepared frames; None: unknown."""
+        sources = (self._psf_wanted_px, self._psf_given_px, era.preparation.psf_sigma_px)
+        known = next((sigma_px for sigma_px in sources if sigma_px is not None), None)
+        if known is None or not self._takes_psf():
             return None
-        wanted = self._psf_wanted_px
-        return era.preparation.psf_sigma_px if wanted is None else wanted
+        low, high = self._step.manifest.psf_sigma_px
+        return min(max(known, low), high)  # as `constant_inputs` does
 
     @property
     def camera(self) -> Camera:

@@ -67,8 +67,8 @@ class Controls(BaseModel):
     mode : str
         ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
     psf_sigma_px : float or None
-        Width of the PSF as the network is told it, in px of the frames as it sees them; null leaves
-        it to the optics in the settings.
+        Width of the PSF as the network is told it, in px after any binning; null leaves it to the
+        settings.
     exposure_us : float or None
         Exposure time in us; null leaves it to the camera.
     gain : float or None
@@ -295,7 +295,7 @@ def _controls(pipeline: _Pipeline) -> dict[str, Any]:
     """Tell what can be changed while running.
 
     The mode, the PSF's width where the model is told it, and the camera's controls where it has
-    any. Each but the mode is told as wanted, as the last frame had it, and with what it takes.
+    any. Each but the mode is told as wanted, as it is, and with what it takes.
     """
     camera, psf = pipeline.camera, pipeline.psf()
     told = {} if psf is None else {"psf_sigma_px": psf}
@@ -308,19 +308,22 @@ def _set_controls(pipeline: _Pipeline, controls: Controls) -> dict[str, Any]:
     """Change what is given; the reconstruction starts afresh, but not for the PSF's width."""
     changes = {name: getattr(controls, name) for name in controls.model_fields_set}
     mode = changes.pop("mode", None)
-    if "psf_sigma_px" in changes:
-        _tell_psf(pipeline, changes.pop("psf_sigma_px"))
+    tells_psf, psf_sigma_px = "psf_sigma_px" in changes, changes.pop("psf_sigma_px", None)
+    _check_psf(pipeline, psf_sigma_px)
     if changes:
         _set_camera(pipeline, changes)
+    if tells_psf:
+        pipeline.set_psf(psf_sigma_px)
     if mode is not None:
         pipeline.set_mode(mode)
     logger.info("controls set: %s", controls.model_dump(exclude_unset=True))
     return _controls(pipeline)
 
 
-def _tell_psf(pipeline: Pipeline, sigma_px: float | None) -> None:
+def _check_psf(pipeline: Pipeline, sigma_px: float | None) -> None:
+    """Before anything is changed, so that a refusal leaves all as it was."""
     try:
-        pipeline.set_psf(sigma_px)
+        pipeline.check_psf(sigma_px)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
 
@@ -329,7 +332,9 @@ def _set_camera(pipeline: Pipeline, changes: dict[str, Any]) -> None:
     camera = pipeline.camera
     if not isinstance(camera, Controllable):
         raise HTTPException(
-            422, f"{camera.name} has no controls; expected the mode alone; leave out the others."
+            422,
+            f"{camera.name} has no controls; expected the mode and the PSF's width alone; leave "
+            "out the others.",
         )
     for name in {"roi", "sensor_crop"} & set(changes):
         changes[name] = parse_region(changes[name])

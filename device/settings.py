@@ -99,8 +99,8 @@ class Settings(BaseSettings):
     magnification : float or None
         From the sample to the sensor.
     psf_sigma_px : float or None
-        Width of the PSF in px of the frames, where it was measured, or the four are not known; it
-        counts before them.
+        Width of the PSF in px after any binning, where it was measured, or the four are not known;
+        it counts before what they say of it. They choose the binning.
     calibration : Path or None
         Folder with what `learn2sofi calibrate` measured; None is none.
     dark, flat : bool

@@ -36,12 +36,13 @@ int8 (see the op gate in `quantize.py`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import keras
 import numpy as np
 from keras import layers, ops
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Tensors = dict[str, Any]
 Rounding = Callable[[Any, tuple[float, float]], Any]
@@ -62,7 +63,15 @@ class NetworkSettings(BaseModel):
     head_layers: int = Field(4, ge=0)
     """Convolutions of the head beyond the first and the last; each adds to what it is given."""
     psf_knots_px: tuple[float, ...] = Field((0.8, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 3.2), min_length=2)
-    """Widths of the PSF, ascending from above 0, between which what they change is interpolated."""
+    """Widths of the PSF, camera px, ascending from above 0, between which what they change is
+    interpolated."""
+
+    @field_validator("psf_knots_px")
+    @classmethod
+    def _ascend(cls, knots: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(low < high for low, high in pairwise((0.0, *knots))):
+            raise ValueError(f"psf_knots_px must ascend from above 0, and are {knots}")
+        return knots
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""

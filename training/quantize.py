@@ -106,6 +106,7 @@ def representative_set(step: Step, settings: TrainingSettings, stacks: int) -> I
 
     At last with every width of the PSF that the network knows, so that all are in its range.
     """
+    inputs: Tensors = {}
     for k in range(stacks):
         stream = k % 2 == 0
         length = 2 * WINDOW if stream else WINDOW

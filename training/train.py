@@ -155,8 +155,8 @@ class Validation:
         network.c.assign(kept[1])
         return images
 
-    def psnr_db(self, images: list[np.ndarray]) -> float:
-        """Mean PSNR of such images."""
+    def score_db(self, images: list[np.ndarray]) -> float:
+        """Mean PSNR of such images, (2H, 2W) each."""
         pairs = zip(self.examples, images, strict=True)
         return float(np.mean([psnr_db(image, example.truth) for example, image in pairs]))
 
@@ -188,8 +188,8 @@ class Report(keras.callbacks.Callback):
         """Validate and save."""
         updates = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         images = self.validation.images(self.model)
-        db = self.validation.psnr_db(images)
-        told_db = self.validation.psnr_db(self.validation.images(self.model, told=True))
+        db = self.validation.score_db(images)
+        told_db = self.validation.score_db(self.validation.images(self.model, told=True))
         log.info(
             "%d updates: loss %.3f, validation %.2f dB, PSF told %.2f dB (bicubic mean %.2f dB)",
             updates, (logs or {})["loss"], db, told_db, self.validation.mean_db,
@@ -324,6 +324,11 @@ def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training train``."""
     keep_memory()
     settings = settings_file.load(arguments.settings)
+    if settings.psf_alone and arguments.initial is None:
+        raise UserError(
+            f"{arguments.settings} trains only what the PSF's width changes (psf_alone), and there "
+            "is no network yet: name a trained run with --initial."
+        )
     share_devices(settings.dataset.batch)
     run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
     run.begin(arguments.settings, settings)

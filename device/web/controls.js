@@ -4,7 +4,7 @@ import { ask } from "./api.js";
 
 const DIGITS = 4; // of a value as it is: sensors count in rows, more says nothing
 const REGIONS = new Set(["roi", "sensor_crop"]);
-const AUTOMATIC = new Set(["exposure_us", "gain", "psf_sigma_px"]); // an empty field leaves these to the daemon
+const AUTOMATIC = new Set(["exposure_us", "gain", "psf_sigma_px"]); // an empty field leaves these to the camera, or to the settings
 
 /** The fields of the page, most of them in the camera's strip; the button that opens it is there where the camera has any. */
 export class Controls {

@@ -553,6 +553,25 @@ def test_the_psf_is_told_from_the_next_frame_on_and_nothing_is_forgotten(rig):
     assert step.widths == [1.25, 1.25, 1.25, 1.5, 1.25]
 
 
+def test_the_width_is_that_of_the_page_then_of_the_settings_then_of_the_optics(rig):
+    """Mutations: a page that drops the setting; a width told of beyond what the network is told."""
+    wide = Sampling(pixel_nm=10.0, psf_sigma_px=5.0, binning=8)
+    optics = {"prepare": lambda _: Preparation(sampling=wide)}
+    camera, step = ScriptedCamera(), CountingStep(told=True)
+    pipeline = rig("stream", camera, step, psf_sigma_px=1.5, **optics)
+    pipeline.set_psf(1.75)
+    pipeline.set_psf(None)
+    assert pipeline.psf()["actual"] == 1.5
+    with pytest.raises(ValueError, match=r"is 5 px; expected 1 to 2 px"):
+        rig(step=CountingStep(told=True), psf_sigma_px=5.0)
+    pipeline = rig("stream", camera, step, **optics)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    _until(lambda: pipeline.latest("reconstruction") is not None)
+    assert pipeline.latest("reconstruction").facts["psf_sigma_px"] == step.widths[-1] == 2.0
+
+
 def test_a_width_that_the_model_was_not_trained_for_is_refused(rig):
     """Mutations: a width that is cut off in silence; one that a model without the input takes."""
     told, blind = rig(step=CountingStep(told=True)), rig()

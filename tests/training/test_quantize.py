@@ -163,7 +163,7 @@ def test_a_trajectory_carries_the_state(step: Step) -> None:
 
 def test_calibration_sees_windows_and_streams_clipped(step: Step) -> None:
     """Catches calibration in one mode only, on frames 0 only, or with spikes that cost resolution;
-    and one that knows but those widths of the PSF which two stacks happen to have.
+    and one that knows only those widths of the PSF which two stacks happen to have.
 
     Of a stream of 60 frames and a window of 30 ten and eight frames are taken.
     """

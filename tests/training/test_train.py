@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from device.errors import UserError
 from training import settings as settings_file
 from training import train
+from training.__main__ import main
 from training.dataset import TrainingStream
 from training.network import NetworkSettings, build_step
 from training.quantize import load_step
@@ -255,6 +257,7 @@ def test_shipped_settings_are_whole(name: str) -> None:
         ("updates = 0", "updates"),
         ("updates = 10\nepoch_updates = 4", "epoch_updates"),
         ("[network]\nfilters = -1", "network: filters"),
+        ("[network]\npsf_knots_px = [1.0, 1.0]", "psf_knots_px must ascend"),
         ("[dataset]\nchunk = 7", "dataset.*chunk"),
         ("[forward_model]\nphotons = [9, 1]", "forward_model.*photons"),
         ("learning_rat = 1", "learning_rat"),
@@ -302,13 +305,18 @@ def test_what_the_psf_changes_can_be_trained_alone(
 ) -> None:
     """Mutations: the rest trained as well, so that the blind network is another; nothing trained;
     the best weights chosen by the blind validation, which stays the same."""
-    alone = tmp_path / "alone.toml"
+    alone, begun = tmp_path / "alone.toml", tmp_path / "begun"
     told = tiny_settings.read_text().replace("workers = 0", "workers = 0\npsf_told_fraction = 1.0")
-    alone.write_text("psf_alone = true\n" + told)
+    alone.write_text("psf_alone = true\n" + told.replace("2e-3", "2e-2"))
+    shutil.copytree(tiny_run, begun)
+    before = load_step(begun)[0]  # of an image that eight updates have hardly begun to correct
+    kernel = before.correction.kernel
+    kernel.assign(np.random.default_rng(1).normal(0, 0.1, kernel.shape))
+    before.save_weights(begun / "best.weights.h5")
     run = Run(tmp_path / "alone")
     run.begin("alone", settings := settings_file.load(str(alone)))
-    train.train(settings, run, tiny_run)
-    before, after = load_step(tiny_run, "best")[0], load_step(run.folder, "final")[0]
+    train.train(settings, run, begun)
+    after = load_step(run.folder, "final")[0]
     changed = [
         not np.array_equal(np.asarray(one), np.asarray(two))
         for one, two in zip(before.weights, after.weights, strict=True)
@@ -319,7 +327,15 @@ def test_what_the_psf_changes_can_be_trained_alone(
     log.Reload()
     best = json.loads((run.folder / "best.json").read_text())
     scores = [event.value for event in log.Scalars("told_psnr_db")]
+    assert max(scores) > scores[0] + 1e-3  # judged blind, the first would be the best
     assert best["validation_told_db"] == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_the_psf_alone_needs_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Mutation: random weights that are held for hundreds of updates."""
+    assert main(["train", "--settings", "told", "--run", str(tmp_path / "run")]) == 2
+    assert "--initial" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_can_begin_with_a_released_model(

@@ -35,7 +35,8 @@ class TrainingSettings(BaseModel):
     coarse_weight: float = Field(0.0, ge=0)
     """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
     psf_alone: bool = False
-    """Train but what the PSF's width changes: blind, the network stays what it was."""
+    """Train only the weights by which the PSF's width scales and shifts channels: blind, the
+    network stays what it was. Needs one to begin with (--initial)."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
