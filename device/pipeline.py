@@ -396,10 +396,12 @@ class Pipeline:
         ValueError
             One sentence.
         """
-        low, high = self._step.manifest.psf_sigma_px
-        if sigma_px is not None and not self._takes_psf():
+        if sigma_px is None:
+            return
+        if not self._takes_psf():
             raise ValueError(f"{self._step.name} is not told the PSF's width; leave it out")
-        if sigma_px is not None and not low <= sigma_px <= high:
+        low, high = self._step.manifest.psf_sigma_px
+        if not low <= sigma_px <= high:
             raise ValueError(
                 f"the PSF's sigma is {sigma_px:g} px; expected {low:g} to {high:g} px, for which "
                 f"{self._step.name} was trained; bin the frames where it is wider"
