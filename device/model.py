@@ -184,6 +184,11 @@ class Manifest(_Strict):
         _, height, width, _ = self.inputs["frame"].shape
         return height, width
 
+    @property
+    def takes_psf(self) -> bool:
+        """Whether the network is told the PSF's width."""
+        return "psf_sigma_px" in self.inputs
+
 
 class Step:
     """One step of the network at the size last asked for; used by one thread at a time.

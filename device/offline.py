@@ -229,7 +229,7 @@ def _note_psf(step: Step, psf_sigma_px: float | None) -> None:
     if psf_sigma_px is None:
         return
     low, high = step.manifest.psf_sigma_px
-    if "psf_sigma_px" not in step.manifest.inputs:
+    if not step.manifest.takes_psf:
         log.warning("%s is blind: the PSF's width that was given is not used", step.name)
     elif not low <= psf_sigma_px <= high:
         log.warning(
@@ -249,7 +249,7 @@ def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
         "every": job.every,
         "frames": f"{selection._first}:{selection._end}",
         "roi": ",".join(map(str, job.roi)) if job.roi else None,
-        "psf_sigma_px": job.psf_sigma_px if "psf_sigma_px" in step.manifest.inputs else None,
+        "psf_sigma_px": job.psf_sigma_px if step.manifest.takes_psf else None,
         "normalization": step.manifest.normalization.model_dump_json(),
         "unit": "input counts above background",
     }

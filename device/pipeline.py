@@ -42,7 +42,7 @@ from device.camera import (
 )
 from device.model import ModelError, Step
 from device.preparation import Preparation
-from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor
+from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor, told_psf
 from device.ring_buffer import RingBuffer, missed_between
 
 VIEWS = ("raw", "mean", "std", "reconstruction")
@@ -398,7 +398,7 @@ class Pipeline:
         """
         if sigma_px is None:
             return
-        if not self._takes_psf():
+        if not self._step.manifest.takes_psf:
             raise ValueError(f"{self._step.name} is not told the PSF's width; leave it out")
         low, high = self._step.manifest.psf_sigma_px
         if not low <= sigma_px <= high:
@@ -427,24 +427,18 @@ class Pipeline:
 
         As `set_psf` wants it, as the next frame's network is told it, and within which limits.
         """
-        if not self._takes_psf():
+        if not self._step.manifest.takes_psf:
             return None
         low, high = self._step.manifest.psf_sigma_px
         with self._changed:
             told = self._psf_of(self._era)
             return {"wanted": self._psf_wanted_px, "actual": told, "min": low, "max": high}
 
-    def _takes_psf(self) -> bool:
-        return "psf_sigma_px" in self._step.manifest.inputs
-
     def _psf_of(self, era: _Era) -> float | None:
         """Width that the network is told in an era, px of the prepared frames; None: unknown."""
         sources = (self._psf_wanted_px, self._psf_given_px, era.preparation.psf_sigma_px)
         known = next((sigma_px for sigma_px in sources if sigma_px is not None), None)
-        if known is None or not self._takes_psf():
-            return None
-        low, high = self._step.manifest.psf_sigma_px
-        return min(max(known, low), high)  # as `constant_inputs` does
+        return told_psf(self._step, known)
 
     @property
     def camera(self) -> Camera:
@@ -790,8 +784,10 @@ class Pipeline:
         self._followed = arrival.era
         if broken:
             self._reconstructor.reset()
-        self._psf_told_px = self._psf_of(arrival.era)
-        self._reconstructor.set_psf(self._psf_told_px)
+        told_px = self._psf_of(arrival.era)
+        if told_px != self._psf_told_px:
+            self._psf_told_px = told_px
+            self._reconstructor.set_psf(told_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         if self._reconstructor.scene_changed(arrival.frame.array):

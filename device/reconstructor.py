@@ -359,13 +359,18 @@ def constant_inputs(step: Step, psf_sigma_px: float | None = None) -> dict[str, 
     dict of str to ndarray
         By name, as the manifest has them; empty for most models.
     """
-    spec = step.manifest.inputs.get("psf_sigma_px")
-    if spec is None:
+    if not step.manifest.takes_psf:
         return {}
-    told = (
-        UNKNOWN_PSF if psf_sigma_px is None else np.clip(psf_sigma_px, *step.manifest.psf_sigma_px)
-    )
-    return {"psf_sigma_px": np.full(spec.shape, told, np.float32)}
+    told = told_psf(step, psf_sigma_px)
+    shape = step.manifest.inputs["psf_sigma_px"].shape
+    return {"psf_sigma_px": np.full(shape, UNKNOWN_PSF if told is None else told, np.float32)}
+
+
+def told_psf(step: Step, psf_sigma_px: float | None) -> float | None:
+    """Say what a model is told of a PSF's width, px: what it was trained for; None: nothing."""
+    if psf_sigma_px is None or not step.manifest.takes_psf:
+        return None
+    return float(np.clip(psf_sigma_px, *step.manifest.psf_sigma_px))
 
 
 def _padded(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

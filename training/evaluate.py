@@ -144,7 +144,7 @@ def told_images(steps: Mapping[str, Step], window: np.ndarray, psf_sigma_px: flo
     return {
         f"{name}, window, PSF told": reconstruct_window(step, window, psf_sigma_px).image
         for name, step in steps.items()
-        if "psf_sigma_px" in step.manifest.inputs
+        if step.manifest.takes_psf
     }
 
 

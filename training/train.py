@@ -136,9 +136,7 @@ class Validation:
         self.data = settings.dataset
         self.told = validation_set(settings.forward_model, self.data, settings.seed)
         self.examples = [replace(e, psf_sigma_px=0.0) for e in self.told]  # blind
-        self.mean_db = float(
-            np.mean([psnr_db(baselines.mean(e.means), e.truth) for e in self.examples])
-        )
+        self.mean_db = self.score_db([baselines.mean(e.means) for e in self.examples])
 
     def images(self, network: Unrolled, told: bool = False) -> list[np.ndarray]:
         """Reconstruct every window, each (2H, 2W); the carried state is put back afterwards.
@@ -194,11 +192,11 @@ class Report(keras.callbacks.Callback):
             "%d updates: loss %.3f, validation %.2f dB, PSF told %.2f dB (bicubic mean %.2f dB)",
             updates, (logs or {})["loss"], db, told_db, self.validation.mean_db,
         )  # fmt: skip
-        values = {"loss": (logs or {})["loss"], "psnr_db": db, "told_psnr_db": told_db}
-        values["mean_db"] = self.validation.mean_db
-        self.board.scalars(updates, values)
+        scores = {"psnr_db": db, "told_psnr_db": told_db, "mean_db": self.validation.mean_db}
+        self.board.scalars(updates, {"loss": (logs or {})["loss"]} | scores)
         self._pictures(updates, images)
-        self._keep(updates, db, told_db)
+        best = {"updates": updates, "validation_db": db, "validation_told_db": told_db}
+        self._keep(best | {"mean_db": self.validation.mean_db})
 
     def _pictures(self, updates: int, images: list[np.ndarray]) -> None:
         for k, (example, image) in enumerate(
@@ -208,15 +206,13 @@ class Report(keras.callbacks.Callback):
             row = [baselines.mean(example.means) * gain, image, example.truth]
             self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
 
-    def _keep(self, updates: int, db: float, told_db: float) -> None:
-        best = {"updates": updates, "validation_db": db, "validation_told_db": told_db}
-        if best[self.judged_by] > self.best_db:
-            self.best_db = best[self.judged_by]
+    def _keep(self, found: dict[str, float]) -> None:
+        if found[self.judged_by] > self.best_db:
+            self.best_db = found[self.judged_by]
             beside = self.run.best.with_name("best.tmp.weights.h5")
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
-            best["mean_db"] = self.validation.mean_db
-            write_text(self.run.folder / "best.json", json.dumps(best))
+            write_text(self.run.folder / "best.json", json.dumps(found))
         save_checkpoint(self.model, self.run.checkpoint)
 
 

@@ -168,7 +168,7 @@ def told_methods(steps: Mapping[str, Step], psf_sigma_px: float) -> dict[str, ba
     ours = {
         f"{name}, PSF told": model_method(step, psf_sigma_px)
         for name, step in steps.items()
-        if "psf_sigma_px" in step.manifest.inputs
+        if step.manifest.takes_psf
     }
     return {INFORMED: known[INFORMED]} | ours
 

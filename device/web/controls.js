@@ -92,9 +92,11 @@ function showField(name, label, control) {
   input.dataset.wanted = control.wanted === null || !offered ? "" : String(control.wanted);
   const busy = input === document.activeElement || input.hasAttribute("aria-invalid");
   if (!busy) input.value = input.dataset.wanted;
-  if (name === "psf_sigma_px") input.placeholder = control.actual === null ? "unknown" : written(control.actual);
   const told = label.querySelector("small");
-  if (!told) return;
+  if (!told) {
+    input.placeholder = control.actual === null ? "unknown" : written(control.actual);
+    return;
+  }
   told.textContent = offered ? reading(control) : "not offered by this camera";
   told.classList.toggle("note", Boolean(control.drifted));
 }

@@ -39,6 +39,7 @@ class AskingStep:
 
     manifest = SimpleNamespace(
         size_multiple=4,
+        takes_psf=True,
         psf_sigma_px=(1.0, 2.0),
         state={"h": "h_out"},
         inputs={

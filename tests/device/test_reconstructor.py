@@ -258,7 +258,7 @@ def test_the_manifests_numbers_are_used():
     step = AddingStep()
     other = NormalizationSettings(50.0, 90.0, 3.0)
     numbers = SimpleNamespace(settings=lambda: other)
-    step.manifest = SimpleNamespace(**{**dict(step.manifest), "normalization": numbers})
+    step.manifest = step.manifest.model_copy(update={"normalization": numbers})
     stack = _stack(5)
     result = reconstruct_window(step, stack)
     assert result.scaling.background == pytest.approx(

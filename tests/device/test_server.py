@@ -527,6 +527,8 @@ def test_the_width_of_the_psf_is_a_control_where_the_model_is_told_it(scope, cli
     answer = client.post("/api/controls", json={"psf_sigma_px": 1.5})
     assert answer.json() == {"mode": "stream", "psf_sigma_px": psf}
     assert client.get("/api/state").json()["buffer"]["length"] == 2
+    scope.frames(1)
+    assert scope.pipeline.latest("reconstruction").facts["psf_sigma_px"] == 1.5
     for nonsense, words in ((9, "expected 1 to 2 px"), (-1, "greater than 0")):
         answer = client.post("/api/controls", json={"psf_sigma_px": nonsense})
         assert answer.status_code == 422

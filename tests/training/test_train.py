@@ -241,9 +241,7 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_run: Path) -> None:
     assert (tiny_run / "settings.json").read_text() == before
 
 
-@pytest.mark.parametrize(
-    "name", [path.stem for path in Path(settings_file.__file__).parent.glob("*.toml")]
-)
+@pytest.mark.parametrize("name", ["base", "mean", "original", "smoke", "told", "twin"])
 def test_shipped_settings_are_whole(name: str) -> None:
     """Catches a settings file that no longer fits its classes."""
     settings = settings_file.load(name)
@@ -279,7 +277,7 @@ def test_a_bad_settings_file_is_refused_with_a_sentence(
 
 def test_a_missing_settings_file_is_refused_with_the_known_names(tmp_path: Path) -> None:
     """Catches a default that is taken silently."""
-    with pytest.raises(UserError, match="mean, original, smoke"):
+    with pytest.raises(UserError, match="base, mean, original, smoke, told, twin"):
         settings_file.load(str(tmp_path / "none.toml"))
 
 
