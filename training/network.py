@@ -503,6 +503,11 @@ class Unrolled(keras.Model):
         self.h = self.add_weight(name="h", shape=state, initializer="zeros", trainable=False)
         self.c = self.add_weight(name="c", shape=state, initializer="zeros", trainable=False)
 
+    @property
+    def carried(self) -> tuple[keras.Variable, ...]:
+        """What is kept from a chunk to the next."""
+        return self.h, self.c
+
     def call(self, inputs: Tensors) -> Any:
         """Run the chunk from the kept state and keep the state at its end."""
         frames = as_int8(inputs["frames"], FRAME_RANGE)

@@ -241,10 +241,12 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
     Raises
     ------
     UserError
-        The folder is not that of a run, or holds no such weights yet.
+        The folder is not that of a run of ours, or holds no such weights yet.
     """
     try:
         settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+        if settings.architecture != "step":
+            raise UserError(f"{run} is a run of the original's architecture: name one of ours.")
         step = build_step(settings.network, SIZE_PX, SIZE_PX)
         step.load_weights(run / f"{weights}.weights.h5")
     except OSError as error:

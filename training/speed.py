@@ -1,9 +1,9 @@
 """How much faster one int8 step is than a window of the original's architecture.
 
-The original is a Keras ConvLSTM2D of 16 filters over 30 frames, with two convolutions after it.
-Time does not depend on the weights, so that they are random here. It becomes a float32 TFLite file
-and runs in the same runtime as the step, on one thread, in turns with it. What is compared is CPU
-time: on one thread it is the time on an idle machine, and it does not count what others do.
+Time does not depend on the weights, so that the original's are random here. It becomes a float32
+TFLite file and runs in the same runtime as the step, on one thread, in turns with it. What is
+compared is CPU time: on one thread it is the time on an idle machine, and it does not count what
+others do.
 """
 
 from __future__ import annotations
@@ -20,40 +20,16 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import layers, ops
 
 from device.benchmark import step_call
 from device.model import MODELS_DIR, load_step, newest_model
+from training.original import SIZE_PX, original
 from training.reports import save_json
 
 FRAMES = 30
-SIZE_PX = 128
-FILTERS = 16
 ROUNDS = 15
 STEPS = 20  # to one window of the original, which takes so much longer
 ASKED = 180.0
-
-
-def hard_sigmoid(x: Any) -> Any:
-    """Clip 0.2 x + 0.5 to 0..1: that of Keras 2, with which the original was trained."""
-    return ops.clip(0.2 * x + 0.5, 0.0, 1.0)
-
-
-def original(frames: int = FRAMES, size_px: int = SIZE_PX) -> keras.Model:
-    """Build the original's network for a stack (1, T, H, W, 1), with random weights.
-
-    ConvLSTM2D of 16 filters (3 x 3, tanh, hard sigmoid), convolution of 16 (relu), enlarged by
-    two to the nearest pixel, convolution to one: 12,321 parameters. Unrolled, because a loop over
-    frames would not be taken by the runtime's fast kernels.
-    """
-    stack = keras.Input((frames, size_px, size_px, 1), batch_size=1)
-    cell = layers.ConvLSTM2D(
-        FILTERS, 3, padding="same", recurrent_activation=hard_sigmoid, unroll=True
-    )
-    x = cell(stack)  # (1, H, W, 16): the state after the last frame
-    x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu")(x)
-    x = layers.UpSampling2D(2)(x)  # (1, 2H, 2W, 16)
-    return keras.Model(stack, layers.Conv2D(1, 3, padding="same")(x))
 
 
 def converted(model: keras.Model) -> bytes:
@@ -107,7 +83,7 @@ def _cpu_ms(call: Callable[[], object]) -> float:
 def measure(model: Path | None = None, size_px: int = SIZE_PX) -> dict[str, Any]:
     """Time both; the default model is the newest int8 one."""
     step = load_step(model or newest_model(MODELS_DIR), threads=1)
-    window = window_call(converted(original(size_px=size_px)))
+    window = window_call(converted(original(size_px, size_px, FRAMES, batch=1, unroll=True)))
     original_ms, step_ms = in_turns(window, step_call(step, (size_px, size_px)))
     return {
         "model": step.name,

@@ -30,11 +30,14 @@ from training.example import Example
 from training.loss import loss_with
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step
+from training.original import Windows, original
 from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.tensorboard import TensorBoardLog
 
 log = logging.getLogger(__name__)
+
+Network = Unrolled | Windows
 
 
 class Run:
@@ -71,14 +74,14 @@ class Run:
             write_text(self.about, json.dumps(about, indent=2))
 
 
-def save_checkpoint(network: Unrolled, path: Path) -> None:
+def save_checkpoint(network: Network, path: Path) -> None:
     """Write all variables of network and optimizer, carried state included, atomically."""
     values = [keras.ops.convert_to_numpy(v) for v in _variables(network)]
     with whole_or_nothing(path) as beside, beside.open("wb") as file:
         np.savez(file, *values)
 
 
-def load_checkpoint(network: Unrolled, path: Path) -> int:
+def load_checkpoint(network: Network, path: Path) -> int:
     """Restore what `save_checkpoint` wrote; returns the number of updates made so far."""
     with np.load(path) as values:
         for variable, name in zip(_variables(network), values.files, strict=True):
@@ -86,15 +89,14 @@ def load_checkpoint(network: Unrolled, path: Path) -> int:
     return int(keras.ops.convert_to_numpy(network.optimizer.iterations))
 
 
-def _variables(network: Unrolled) -> list[Any]:
+def _variables(network: Network) -> list[Any]:
     return [*network.variables, *network.optimizer.variables]
 
 
-def make_network(settings: TrainingSettings) -> Unrolled:
-    """Build and compile the unrolled network, weights drawn from the run's seed."""
+def make_network(settings: TrainingSettings) -> Network:
+    """Build and compile the network to be trained, weights drawn from the run's seed."""
     keras.utils.set_random_seed(settings.seed)
-    data, shape = settings.dataset, (settings.dataset.size_px,) * 2
-    network = Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
+    network = _built(settings)
     schedule = keras.optimizers.schedules.CosineDecay(
         settings.learning_rate / 100,
         max(1, settings.updates - settings.warmup_updates),
@@ -113,6 +115,13 @@ def make_network(settings: TrainingSettings) -> Unrolled:
     network(_blank(settings))
     optimizer.build(network.trainable_variables)
     return network
+
+
+def _built(settings: TrainingSettings) -> Network:
+    data, shape = settings.dataset, (settings.dataset.size_px,) * 2
+    if settings.architecture == "original":
+        return Windows(original(*shape, frames=data.chunk, batch=data.batch))
+    return Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
 
 
 def _blank(settings: TrainingSettings) -> dict[str, np.ndarray]:
@@ -138,19 +147,19 @@ class Validation:
         self.examples = [replace(e, psf_sigma_px=0.0) for e in self.told]  # blind
         self.mean_db = self.score_db([baselines.mean(e.means) for e in self.examples])
 
-    def images(self, network: Unrolled, told: bool = False) -> list[np.ndarray]:
+    def images(self, network: Network, told: bool = False) -> list[np.ndarray]:
         """Reconstruct every window, each (2H, 2W); the carried state is put back afterwards.
 
         Blind, or with the PSF's width told.
         """
         examples = self.told if told else self.examples
-        kept = [keras.ops.convert_to_numpy(v) for v in (network.h, network.c)]
+        kept = [keras.ops.convert_to_numpy(v) for v in network.carried]
         size, images = self.data.batch, []
         for start in range(0, len(examples), size):
             group = examples[start : start + size]
             images += list(self._window(network, group))[: len(group)]
-        network.h.assign(kept[0])
-        network.c.assign(kept[1])
+        for variable, value in zip(network.carried, kept, strict=True):
+            variable.assign(value)
         return images
 
     def score_db(self, images: list[np.ndarray]) -> float:
@@ -158,7 +167,7 @@ class Validation:
         pairs = zip(self.examples, images, strict=True)
         return float(np.mean([psnr_db(image, example.truth) for example, image in pairs]))
 
-    def _window(self, network: Unrolled, group: list[Example]) -> np.ndarray:
+    def _window(self, network: Network, group: list[Example]) -> np.ndarray:
         filled = group + [group[-1]] * (self.data.batch - len(group))
         for k in range(self.data.window // self.data.chunk):
             chunks = [e.chunk(k, self.data.chunk, self.data.read_at)[0] for e in filled]
@@ -241,7 +250,7 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
     network.step.save_weights(run.final)
 
 
-def initialize(network: Unrolled, run: Run, initial: Path) -> None:
+def initialize(network: Network, run: Run, initial: Path) -> None:
     """Begin with the best weights of another run, or of a release, and write down which.
 
     Raises

@@ -1,33 +1,23 @@
-"""The original's architecture is the original's; the ratio is what was timed. Not its size."""
+"""What is timed is the original's network; the ratio is what was timed. Not its size."""
 
 from __future__ import annotations
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 from training import speed
-
-
-def test_it_has_the_originals_parameters() -> None:
-    """Catches another number of filters, another kernel, a missing layer or bias."""
-    model = speed.original(frames=2, size_px=16)
-    assert model.count_params() == 12_321
-    assert model.output_shape == (1, 32, 32, 1)
-
-
-def test_hard_sigmoid_is_the_one_the_original_was_trained_with() -> None:
-    """Catches Keras 3's own, of slope 1/6."""
-    x = np.array([-3.0, -1.0, 0.0, 1.0, 3.0], np.float32)
-    np.testing.assert_allclose(speed.hard_sigmoid(x), [0.0, 0.3, 0.5, 0.7, 1.0], atol=1e-6)
+from training.original import original
 
 
 def test_the_file_computes_what_the_network_does() -> None:
     """Catches a file that leaves frames out, and is fast for it; 1e-5 is float32's rounding."""
-    model = speed.original(frames=3, size_px=16)
+    model = original(16, 16, frames=3, batch=1, unroll=True)
     call = speed.window_call(speed.converted(model))
     stack = np.random.default_rng(0).random((1, 3, 16, 16, 1), np.float32)
     expected = np.array(model(stack))
@@ -57,10 +47,12 @@ def test_the_command_writes_what_it_prints(
     """Catches a ratio upside down, a float32 step, and a section that does not fit its content."""
     import argparse
 
-    small = speed.original
+    def few_frames(height: int, width: int, frames: int, **options: Any) -> keras.Model:
+        assert frames == 30
+        return original(height, width, 2, **options)
+
     monkeypatch.setattr(speed, "ROUNDS", 2)
-    monkeypatch.setattr(speed, "original", lambda size_px: small(frames=2, size_px=size_px))
-    monkeypatch.setattr(speed, "SIZE_PX", 16)
+    monkeypatch.setattr(speed, "original", few_frames)
     monkeypatch.setattr(speed, "measure", lambda model, run=speed.measure: run(model, 16))
     assert speed.main(argparse.Namespace(model=None, out=tmp_path / "new")) == 0
     content = json.loads((tmp_path / "new" / "speed.json").read_text())

@@ -241,7 +241,9 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_run: Path) -> None:
     assert (tiny_run / "settings.json").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["base", "mean", "original", "smoke", "told", "twin"])
+@pytest.mark.parametrize(
+    "name", ["base", "mean", "original", "original_network", "smoke", "told", "twin"]
+)
 def test_shipped_settings_are_whole(name: str) -> None:
     """Catches a settings file that no longer fits its classes."""
     settings = settings_file.load(name)
@@ -259,6 +261,7 @@ def test_shipped_settings_are_whole(name: str) -> None:
         ("[dataset]\nchunk = 7", "dataset.*chunk"),
         ("[forward_model]\nphotons = [9, 1]", "forward_model.*photons"),
         ("learning_rat = 1", "learning_rat"),
+        ('architecture = "original"', "trained on windows: chunk must be 30"),
         ("updates =", "not TOML"),
         ("# \udcff", "not TOML"),
     ],
@@ -277,7 +280,7 @@ def test_a_bad_settings_file_is_refused_with_a_sentence(
 
 def test_a_missing_settings_file_is_refused_with_the_known_names(tmp_path: Path) -> None:
     """Catches a default that is taken silently."""
-    with pytest.raises(UserError, match="base, mean, original, smoke, told, twin"):
+    with pytest.raises(UserError, match="original, original_network, smoke"):
         settings_file.load(str(tmp_path / "none.toml"))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device.errors import UserError
 from training.dataset import DatasetSettings
-from training.forward_model import ForwardModelSettings
+from training.forward_model import WINDOW, ForwardModelSettings
 from training.network import NetworkSettings
 
 FOLDER = Path(__file__).parent
@@ -37,6 +38,9 @@ class TrainingSettings(BaseModel):
     psf_alone: bool = False
     """Train only the weights by which the PSF's width scales and shifts channels: blind, the
     network stays what it was. Needs one to begin with (--initial)."""
+    architecture: Literal["step", "original"] = "step"
+    """Our step, or the original's network to compare it with, which is trained on whole windows and
+    has no settings of its own."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
@@ -47,6 +51,19 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"updates is {self.updates}, no multiple of epoch_updates, {self.epoch_updates}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _original_sees_windows(self) -> TrainingSettings:
+        if self.architecture == "original":
+            data = self.dataset
+            if data.chunk != WINDOW or data.read_at != (WINDOW - 1,) or data.stream_fraction:
+                raise ValueError(
+                    f"the original's architecture is trained on windows: chunk must be {WINDOW}, "
+                    f"read_at [{WINDOW - 1}] and stream_fraction 0"
+                )
+            if self.psf_alone:
+                raise ValueError("the original's architecture is not told the PSF: no psf_alone")
         return self
 
 
