@@ -32,9 +32,12 @@ from training.reports import save_json, table
 
 log = logging.getLogger(__name__)
 
+Methods = dict[str, baselines.Method]
+
 STREAM_FRAMES = (30, 120)
 FORMS = ("float32", "int8")
 TWIN = "twin, trained on copies of the mean"
+ORIGINAL = "original's architecture, trained on our data"
 
 GROUPS: dict[str, Callable[[Recipe], bool]] = {
     "thin": lambda recipe: recipe.kind == "thin",
@@ -180,21 +183,42 @@ def ablation_images(steps: Mapping[str, Step], window: np.ndarray) -> Images:
     }
 
 
-def twin_images(twin: Step | None, window: np.ndarray) -> Images:
-    """Reconstruct copies of a window's mean with the network that was trained on such alone.
+def trained_methods(twin: Path | None = None, original: Path | None = None) -> Methods:
+    """Load the networks that were trained to be compared with; those that are named.
 
-    What ours gains over it is what the fluctuation gives: it is as large, and was trained as long.
+    Parameters
+    ----------
+    twin : Path, optional
+        The .tflite file of the network that was trained on copies of the mean alone, and is fed
+        such. It is as large as ours, and was trained as long: what ours gains over it is what the
+        fluctuation gives.
+    original : Path, optional
+        The run's folder of the original's architecture, trained on our data.
+
+    Raises
+    ------
+    ModelError, UserError
+        The file or the folder holds no such network.
     """
-    if twin is None:
-        return {}
-    return {TWIN: reconstruct_window(twin, copies_of_the_mean(window, len(window))).image}
+    methods: Methods = {}
+    if twin is not None:
+        methods[TWIN] = partial(_image_of_copies, load_step(twin))
+    if original is not None:
+        from training.original import load_method  # Keras, which nothing else here needs
+
+        methods[ORIGINAL] = load_method(original)
+    return methods
+
+
+def _image_of_copies(step: Step, frames: np.ndarray) -> np.ndarray:
+    return reconstruct_window(step, copies_of_the_mean(frames, len(frames))).image
 
 
 def stack_images(
     stack: FrozenStack,
     steps: Mapping[str, Step],
     stream_frames: Sequence[int] = STREAM_FRAMES,
-    twin: Step | None = None,
+    trained: Methods | None = None,
 ) -> Images:
     """Reconstruct one stack with every method; baselines see its first 30 frames.
 
@@ -206,8 +230,8 @@ def stack_images(
         The model's forms by name.
     stream_frames : sequence of int
         Numbers of frames after which the stream mode is scored; may be empty.
-    twin : Step, optional
-        See `twin_images`.
+    trained : dict of str to callable, optional
+        Networks to compare with, see `trained_methods`.
 
     Returns
     -------
@@ -216,10 +240,11 @@ def stack_images(
     """
     known = baselines.informed_methods(stack.recipe.psf_sigma_px)
     window = stack.frames[: frozen.FRAMES]  # (30, H, W)
-    images = {name: method(window) for name, method in (baselines.methods() | known).items()}
+    methods = baselines.methods() | known | (trained or {})
+    images = {name: method(window) for name, method in methods.items()}
     images |= model_images(steps, stack.frames, stream_frames)
     images |= told_images(steps, window, stack.recipe.psf_sigma_px)
-    return images | ablation_images(steps, window) | twin_images(twin, window)
+    return images | ablation_images(steps, window)
 
 
 def score(stack: FrozenStack, images: Images) -> list[Score]:
@@ -283,7 +308,7 @@ def evaluate_frozen(
     cache: Path | None = frozen.DEFAULT_CACHE,
     chosen: Sequence[Recipe] | None = None,
     keep: Callable[[FrozenStack, Images], None] = lambda stack, images: None,
-    twin: Step | None = None,
+    trained: Methods | None = None,
 ) -> list[Score]:
     """Score every method on the frozen stacks.
 
@@ -299,8 +324,8 @@ def evaluate_frozen(
         Some of the stacks; default all.
     keep : callable
         Called with each stack and its images, to keep what a picture needs.
-    twin : Step, optional
-        See `twin_images`.
+    trained : dict of str to callable, optional
+        Networks to compare with, see `trained_methods`.
 
     Returns
     -------
@@ -310,7 +335,7 @@ def evaluate_frozen(
     frames = max(frozen.FRAMES, *stream_frames, 1) if steps else frozen.FRAMES
     scores: list[Score] = []
     for stack in frozen.load_all(frames, cache, chosen):
-        images = stack_images(stack, steps, stream_frames, twin)
+        images = stack_images(stack, steps, stream_frames, trained)
         scores += score(stack, images)
         keep(stack, images)
         log.info("%s is scored", stack.recipe.name)
@@ -364,12 +389,12 @@ def measured_scores(frames: np.ndarray, method: baselines.Method) -> dict[str, f
     }
 
 
-def measured_methods(steps: Mapping[str, Step]) -> dict[str, baselines.Method]:
+def measured_methods(steps: Mapping[str, Step], trained: Methods | None = None) -> Methods:
     """All methods that need no truth, the model's forms in window mode among them."""
-    ours: dict[str, baselines.Method] = {
+    ours: Methods = {
         f"{name}, window": partial(_window_image, step) for name, step in steps.items()
     }
-    return baselines.methods() | ours
+    return baselines.methods() | (trained or {}) | ours
 
 
 def _window_image(step: Step, frames: np.ndarray) -> np.ndarray:
@@ -440,11 +465,11 @@ def report_frozen(
     folder: Path,
     stream_frames: Sequence[int],
     cache: Path | None,
-    twin: Step | None = None,
+    trained: Methods | None = None,
 ) -> str:
     """Score the frozen stacks; write ``frozen.json``, ``frozen.md`` and pictures into a folder."""
     panels = Panels(steps)
-    scores = evaluate_frozen(steps, stream_frames, cache, keep=panels.keep, twin=twin)
+    scores = evaluate_frozen(steps, stream_frames, cache, keep=panels.keep, trained=trained)
     rows = summarized(scores, frozen.recipes())
     content = {
         "generator": frozen.version_key(),
@@ -461,11 +486,16 @@ def report_frozen(
     return text
 
 
-def report_measured(steps: Mapping[str, Step], folder: Path, path: Path) -> str:
+def report_measured(
+    steps: Mapping[str, Step],
+    folder: Path,
+    path: Path,
+    trained: Methods | None = None,
+) -> str:
     """Judge a measured stack; write ``measured.json``, ``measured.md`` and a picture."""
     frames = read_window(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    methods = measured_methods(steps)
+    methods = measured_methods(steps, trained)
     scores = {name: measured_scores(frames, method) for name, method in methods.items()}
     content = {
         "file": path.name,
@@ -508,10 +538,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="score the stream mode after so many frames (default: 30 120)",
     )
     parser.add_argument("--measured", type=Path, metavar="FILE", help="judge this stack instead")
-    add_twin_argument(parser)
+    add_trained_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
     parser.add_argument(
         "--cache", type=Path, default=frozen.DEFAULT_CACHE, help="where frozen stacks are kept"
+    )
+
+
+def add_trained_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which networks were trained to be compared with."""
+    add_twin_argument(parser)
+    parser.add_argument(
+        "--original",
+        type=Path,
+        metavar="RUN",
+        help="run of the original's architecture on our data (settings original_network)",
     )
 
 
@@ -525,20 +566,15 @@ def add_twin_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_twin(path: Path | None) -> Step | None:
-    """Load the twin, where one is named."""
-    return None if path is None else load_step(path)
-
-
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training evaluate``."""
     steps = load_steps(default_models() if args.model is None else args.model)
     if args.measured is not None:
         open_stack(args.measured).close()  # refused before a folder is made
+    trained = trained_methods(args.twin, args.original)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.measured is not None:
-        sys.stdout.write(report_measured(steps, args.out, args.measured))
+        sys.stdout.write(report_measured(steps, args.out, args.measured, trained))
     else:
-        twin = load_twin(args.twin)
-        sys.stdout.write(report_frozen(steps, args.out, args.stream_frames, args.cache, twin))
+        sys.stdout.write(report_frozen(steps, args.out, args.stream_frames, args.cache, trained))
     return 0

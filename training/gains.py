@@ -23,7 +23,7 @@ import numpy as np
 
 from device.errors import UserError
 from device.files import write_text
-from device.model import Step
+from device.model import Step, load_step
 from device.reconstructor import reconstruct_window
 from training import evaluate, trials
 from training.forward_model import ForwardModelSettings, Stack, simulate
@@ -386,7 +386,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {args.stacks}; at least 2 are needed for a standard error.")
     if args.twin is None:
         raise UserError("No twin is named; give its float32 .tflite file with --twin.")
-    evaluate.load_twin(args.twin)
+    load_step(args.twin)  # refused before anything is simulated
     model = chosen_model(trials.models_of(args))
     content = measure(model, args.twin, args.stacks, args.workers)
     report(content, args.out)

@@ -14,13 +14,13 @@ from typing import Any
 
 from training import lattice, location, resolution, speed, sweeps
 from training.accuracy import stream_tables
-from training.evaluate import REFERENCE, TWIN, Row, markdown
+from training.evaluate import ORIGINAL, REFERENCE, TWIN, Row, markdown
 
 SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *("SRRF", "eSRRF", "RL blind on SOFI-2 linearized, 10"),
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
-    TWIN,
+    *(ORIGINAL, TWIN),
 )
 KINDS = ("thin", "continuous")
 PICTURES = ("resolution", "sweeps")  # beside the card, as learn2sofi-VERSION.NAME.png

@@ -20,7 +20,7 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.model import EMBEDDED_NAME, MODELS_DIR, Step
+from device.model import EMBEDDED_NAME, MODELS_DIR
 from training import (
     accuracy,
     evaluate,
@@ -162,7 +162,7 @@ def evaluate_pair(
     folder: Path,
     measured: Path | None,
     frames: int,
-    twin: Step | None = None,
+    trained: evaluate.Methods | None = None,
 ) -> None:
     """Score both forms; write what the card needs beside the manifest.
 
@@ -176,18 +176,18 @@ def evaluate_pair(
         A measured stack to judge the pair on.
     frames : int
         Length of the longest stream, see `training.accuracy`.
-    twin : Step, optional
-        See `training.evaluate.twin_images`.
+    trained : dict of str to callable, optional
+        Networks to compare with, see `training.evaluate.trained_methods`.
     """
     entries = json.loads(manifest_path.read_text())["files"]
     files = {form: manifest_path.with_name(entry["file"]) for form, entry in entries.items()}
     steps = evaluate.load_steps(list(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     cache = evaluate.frozen.DEFAULT_CACHE
-    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, cache, twin)
+    evaluate.report_frozen(steps, folder, evaluate.STREAM_FRAMES, cache, trained)
     judged = None
     if measured is not None:
-        evaluate.report_measured(steps, folder, measured)
+        evaluate.report_measured(steps, folder, measured, trained)
         judged = json.loads((folder / "measured.json").read_text())
     content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
     content |= further(files, folder, measured)
@@ -274,7 +274,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
-    evaluate.add_twin_argument(parser)
+    evaluate.add_trained_arguments(parser)
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
     parser.add_argument(
         "--accuracy-frames",
@@ -288,6 +288,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training release``: all of it, or nothing."""
+    trained = evaluate.trained_methods(arguments.twin, arguments.original)
     models = arguments.models.resolve()
     models.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
@@ -297,7 +298,7 @@ def main(arguments: argparse.Namespace) -> int:
         if not arguments.no_evaluation:
             evaluate_pair(
                 *(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames),
-                evaluate.load_twin(arguments.twin),
+                trained,
             )
             write_card(staging)
         write_checksums(staging)

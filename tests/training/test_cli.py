@@ -50,6 +50,7 @@ def test_what_is_no_command_ends_with_2(
         ),
         (["quantize", "--run", "no-such-run"], "train first"),
         (["quantize", "--run", "no-such-run", "--stacks", "0"], "--stacks"),
+        (["evaluate", "--original", "no-such-run"], "train first"),
         (["release", "--run", "no-such-run", "--version", "1.0"], "name a trained run"),
         (["release", "--run", "no-such-run", "--version", "../1"], "0.1.0"),
     ],

@@ -101,13 +101,33 @@ def test_only_one_row_is_told_the_psf() -> None:
     assert again.told == {0.0}
 
 
-def test_the_twin_sees_the_mean_alone() -> None:
+def test_the_twin_sees_the_mean_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a twin that is fed the frames; its image is 30 times the mean, enlarged."""
+    monkeypatch.setattr(evaluate, "load_step", lambda path: SummingStep(path.stem))
+    trained = evaluate.trained_methods(twin=Path("twin.tflite"))
     stack = frozen.generate(SMALL[0], 30)
-    images = evaluate.stack_images(stack, {}, (), SummingStep())
+    images = evaluate.stack_images(stack, {}, (), trained)
     doubled = stack.frames.astype(float).mean(0).repeat(2, 0).repeat(2, 1)
     assert metrics.pearson(images[evaluate.TWIN], doubled) == pytest.approx(1.0, abs=1e-6)
     assert evaluate.TWIN not in evaluate.stack_images(stack, {}, ())
+
+
+def test_what_was_trained_to_compare_with_sees_what_the_baselines_see() -> None:
+    """Catches the 120 frames of the stream in its place, and a row left out of a table."""
+    seen: list[np.ndarray] = []
+
+    def method(frames: np.ndarray) -> np.ndarray:
+        seen.append(frames)
+        return baselines.mean(frames)
+
+    trained = {evaluate.ORIGINAL: method}
+    stack = frozen.generate(SMALL[0], 40)
+    images = evaluate.stack_images(stack, {}, (), trained)
+    np.testing.assert_array_equal(seen[0], stack.frames[:30])
+    rows = evaluate.summarized(evaluate.score(stack, images), SMALL)
+    assert evaluate.ORIGINAL in evaluate.markdown(rows)
+    assert evaluate.measured_methods({}, trained)[evaluate.ORIGINAL] is method
+    assert evaluate.ORIGINAL not in evaluate.measured_methods({})
 
 
 def test_what_fluctuation_tells_is_taken_and_the_rest_stays() -> None:
@@ -241,7 +261,7 @@ def test_measured_stack_is_judged_without_truth(
 
 def test_odd_and_even_frames_are_reconstructed_apart() -> None:
     """Catches halves of the stack in place of every other frame, or the whole used twice."""
-    seen = []
+    seen: list[np.ndarray] = []
 
     def method(frames: np.ndarray) -> np.ndarray:
         seen.append(frames[:, 0, 0].tolist())
