@@ -496,7 +496,7 @@ class Unrolled(keras.Model):
     def __init__(
         self, step: Step, batch: int, shape: tuple[int, int], read_at: tuple[int, ...]
     ) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")  # whatever the step's layers compute in
         self.step = step
         self.read_at = read_at
         state = (batch, *step.state_shape(*shape))

@@ -70,12 +70,13 @@ class Windows(keras.Model):
     """Nothing is carried from a window to the next."""
 
     def __init__(self, step: keras.Model) -> None:
-        super().__init__()
+        super().__init__(dtype="float32")
         self.step = step
 
     def call(self, inputs: dict[str, Any]) -> Any:
         """Reconstruct the windows."""
         image = self.step(inputs["frames"][..., None])[..., 0]  # (B, 2H, 2W)
+        image = ops.cast(image, self.compute_dtype)
         return image[:, None] * inputs["gain"][:, :, None, None]
 
 

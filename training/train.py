@@ -14,6 +14,8 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +98,8 @@ def _variables(network: Network) -> list[Any]:
 def make_network(settings: TrainingSettings) -> Network:
     """Build and compile the network to be trained, weights drawn from the run's seed."""
     keras.utils.set_random_seed(settings.seed)
-    network = _built(settings)
+    with computing_in(settings.precision):
+        network = _built(settings)
     schedule = keras.optimizers.schedules.CosineDecay(
         settings.learning_rate / 100,
         max(1, settings.updates - settings.warmup_updates),
@@ -115,6 +118,17 @@ def make_network(settings: TrainingSettings) -> Network:
     network(_blank(settings))
     optimizer.build(network.trainable_variables)
     return network
+
+
+@contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Let layers that are made within compute in this precision (a Keras dtype policy)."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _built(settings: TrainingSettings) -> Network:

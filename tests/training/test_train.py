@@ -16,7 +16,7 @@ from device.errors import UserError
 from training import settings as settings_file
 from training import train
 from training.__main__ import main
-from training.dataset import TrainingStream
+from training.dataset import DatasetSettings, TrainingStream
 from training.network import NetworkSettings, build_step
 from training.quantize import load_step
 from training.revision import git_revision
@@ -239,6 +239,44 @@ def test_other_settings_in_the_same_folder_are_refused(tiny_run: Path) -> None:
     with pytest.raises(UserError, match="other settings.*--run"):
         Run(tiny_run).begin("smoke", settings_file.load("smoke"))
     assert (tiny_run / "settings.json").read_text() == before
+
+
+@pytest.mark.parametrize("architecture", ["step", "original"])
+def test_mixed_precision_is_for_the_layers_alone(architecture: str) -> None:
+    """Catches weights or images in 16 bits, layers that stay in 32, and a policy that lingers.
+
+    bfloat16 has 8 bits of mantissa: images differ, by less than what a few roundings make.
+    """
+    chunk = 30 if architecture == "original" else 3
+    small = DatasetSettings(
+        batch=2, size_px=16, chunk=chunk, read_at=(chunk - 1,), stream_fraction=0, workers=0
+    )
+    settings = TrainingSettings(architecture=architecture, dataset=small)
+    mixed = train.make_network(settings.model_copy(update={"precision": "mixed_bfloat16"}))
+    plain = train.make_network(settings)
+    assert keras.config.dtype_policy().name == "float32"
+    assert {layer.compute_dtype for layer in mixed.step.layers} == {"bfloat16"}
+    assert {str(v.dtype) for v in mixed.step.weights} == {"float32"}
+    inputs, _ = TrainingStream(settings.forward_model, small, 1, epoch_length=1)[0]
+    coarse, fine = (network.predict_on_batch(inputs) for network in (mixed, plain))
+    assert coarse.dtype == np.float32
+    difference = np.abs(coarse - fine).max() / fine.std()
+    assert 1e-5 < difference < 0.1
+
+
+def test_a_run_in_mixed_precision_learns(tmp_path: Path, tiny_settings: Path) -> None:
+    """Catches a gradient that 16 bits lose, and a setting that the command does not pass on."""
+    text = 'precision = "mixed_bfloat16"\n' + tiny_settings.read_text()
+    (tmp_path / "mixed.toml").write_text(text)
+    settings = settings_file.load(str(tmp_path / "mixed.toml"))
+    network = train.make_network(settings)
+    before = [np.asarray(v) for v in network.step.trainable_variables]
+    data = TrainingStream(settings.forward_model, settings.dataset, settings.seed, 3)
+    network.fit(data, epochs=1, shuffle=False, verbose=0)
+    for variable, old in zip(network.step.trainable_variables, before, strict=True):
+        changed = np.abs(np.asarray(variable) - old).max()
+        assert np.isfinite(changed)
+        assert changed > 0 or "modulation" in variable.path  # of widths that no stack has
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ class TrainingSettings(BaseModel):
     """Largest norm of the gradient."""
     coarse_weight: float = Field(0.0, ge=0)
     """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    """With `mixed_bfloat16` layers compute in 16 bits, which GPUs are fast at; weights, state,
+    image and loss stay in 32. Its exponent is as long as float32's: unlike with float16, no loss
+    has to be scaled and no update skipped."""
     psf_alone: bool = False
     """Train only the weights by which the PSF's width scales and shifts channels: blind, the
     network stays what it was. Needs one to begin with (--initial)."""
