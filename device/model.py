@@ -186,7 +186,7 @@ class Manifest(_Strict):
 
     @property
     def takes_psf(self) -> bool:
-        """Whether the network is told the PSF's width."""
+        """Whether the network can be told the PSF's width."""
         return "psf_sigma_px" in self.inputs
 
 

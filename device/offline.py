@@ -23,6 +23,7 @@ from device.reconstructor import (
     Reconstruction,
     reconstruct_stream,
     reconstruct_window,
+    told_psf,
 )
 from device.stack import MIN_FRAMES, Stack, open_stack
 
@@ -249,7 +250,7 @@ def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
         "every": job.every,
         "frames": f"{selection._first}:{selection._end}",
         "roi": ",".join(map(str, job.roi)) if job.roi else None,
-        "psf_sigma_px": job.psf_sigma_px if step.manifest.takes_psf else None,
+        "psf_sigma_px": told_psf(step, job.psf_sigma_px),
         "normalization": step.manifest.normalization.model_dump_json(),
         "unit": "input counts above background",
     }

@@ -5,7 +5,8 @@ Four questions to the pair of a release:
 - On each frozen test stack, how much PSNR and SSIM does int8 lose, as a window and as a stream?
 - In which tensor does the noise arise, and how much of the state lies at the ends of int8?
 - Does a stream over a specimen that stays drift away from a window of the same last frames?
-- What is left of a specimen 30 and 60 frames after it was replaced or moved, without a reset?
+- How good is a stream 30 frames after its specimen was replaced or moved, without a reset and with
+  the daemon's own, and what is left of the old one after 60, without?
 """
 
 from __future__ import annotations
@@ -258,8 +259,8 @@ def _drift_table(content: Content) -> str:
 
 
 def _response_table(content: Content) -> str:
-    head = ["after a change without reset", "stream less window, 30 frames later, dB"]
-    head += ["worst", "ghost, 60 frames later", "worst"]
+    head = ["after a change", "stream less window, 30 frames later, dB", "worst"]
+    head += ["the daemon's less window, dB", "worst", "ghost, 60 frames later", "worst"]
     rows = []
     for change in drift.CHANGES:
         for form in FORMS:
@@ -268,10 +269,14 @@ def _response_table(content: Content) -> str:
                 for each in content["step_response"]
                 if (each["change"], each["form"]) == (change, form)
             ]
-            lags = [each["stream_db"] - each["window_db"] for each in mine]
+            lags = [
+                [each[stream] - each["window_db"] for each in mine]
+                for stream in ("stream_db", "daemon_db")
+            ]
             ghosts = [abs(each["ghost"]) for each in mine]
             rows.append(
-                [f"{change}, {form}", f"{np.mean(lags):+.2f}", f"{min(lags):+.2f}"]
+                [f"{change}, {form}"]
+                + [f"{value:+.2f}" for dbs in lags for value in (np.mean(dbs), min(dbs))]
                 + [f"{np.mean(ghosts):.1%}", f"{max(ghosts):.1%}"]
             )
     return table(head, rows)
@@ -291,10 +296,11 @@ def render(content: Content) -> str:
     if not content.get("narrowed", True):
         title += "\nThe int8 form was converted anew *without* narrowing its ranges.\n"
     scenes = table(
-        ["scene", "change", "form", "stream, dB", "window, dB", "ghost"],
+        ["scene", "change", "form", "stream, dB", "window, dB", "the daemon's, dB", "ghost"],
         (
             [r["scene"], r["change"], r["form"]]
-            + [f"{r['stream_db']:.2f}", f"{r['window_db']:.2f}", f"{r['ghost']:+.1%}"]
+            + [f"{r[name]:.2f}" for name in ("stream_db", "window_db", "daemon_db")]
+            + [f"{r['ghost']:+.1%}"]
             for r in content["step_response"]
         ),
     )

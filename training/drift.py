@@ -15,7 +15,7 @@ import numpy as np
 
 from device.camera import Frame
 from device.model import Step
-from device.reconstructor import Reconstructor, reconstruct_window
+from device.reconstructor import Reconstructor, reconstruct_stream, reconstruct_window
 from device.ring_buffer import RingBuffer
 from training.forward_model import WINDOW
 from training.metrics import high_pass, psnr_db
@@ -48,14 +48,16 @@ class Drift:
 
 @dataclass(frozen=True, slots=True)
 class StepResponse:
-    """One form after a change of scene, without a reset.
+    """One form after a change of scene.
 
     Attributes
     ----------
     scene, change, form : str
         What changed and how; ``int8`` or ``float32``.
     stream_db, window_db : float
-        PSNR against the new truth, `RECOVERED_AFTER` frames after the change.
+        PSNR against the new truth, `RECOVERED_AFTER` frames after the change, without a reset.
+    daemon_db : float
+        The same as the daemon plays it, which begins anew where it sees the scene change.
     ghost : float
         What is left of the old specimen's detail `GHOST_AFTER` frames after the change, over what
         it was before. See `ghost`.
@@ -66,6 +68,7 @@ class StepResponse:
     form: str
     stream_db: float
     window_db: float
+    daemon_db: float
     ghost: float
 
 
@@ -174,7 +177,7 @@ def step_response(
     steps: Mapping[str, Step],
     rng: np.random.Generator,
 ) -> list[StepResponse]:
-    """Change the scene under the running streams, without a reset.
+    """Change the scene under the running streams, without a reset and as the daemon plays them.
 
     The ghost is that of the stream less that of a window of the same last frames, which has never
     seen the old specimen: a chance likeness of what the network draws wrongly is no memory.
@@ -192,9 +195,10 @@ def step_response(
     """
     old, own = (scene.truth() for scene in scenes)
     streams = Streams(steps, scenes[0].shape)
+    arrays = list(_changing(scenes, rng))
     snapshots: dict[int, tuple[Images, Images]] = {}
     ends = (CHANGE_AT, CHANGE_AT + RECOVERED_AFTER, CHANGE_AT + GHOST_AFTER)
-    for number, array in enumerate(_changing(scenes, rng), start=1):
+    for number, array in enumerate(arrays, start=1):
         images = streams.push(array)
         if number in ends:
             snapshots[number] = images, streams.windows()
@@ -206,11 +210,18 @@ def step_response(
             form,
             psnr_db(recovered[0][form], own),
             psnr_db(recovered[1][form], own),
+            psnr_db(_as_the_daemon(steps[form], arrays[: CHANGE_AT + RECOVERED_AFTER]), own),
             (ghost(late[0][form], own, old) - ghost(late[1][form], own, old))
             / ghost(before[0][form], own, old),
         )
         for form in steps
     ]
+
+
+def _as_the_daemon(step: Step, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Play frames, (H, W) each, to a stream that watches the scene; its last image, (2H, 2W)."""
+    *_, last = reconstruct_stream(step, arrays)
+    return last.image
 
 
 def _changing(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Iterator[np.ndarray]:

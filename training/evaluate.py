@@ -202,7 +202,7 @@ def trained_methods(twin: Path | None = None, original: Path | None = None) -> M
     """
     methods: Methods = {}
     if twin is not None:
-        methods[TWIN] = partial(_image_of_copies, load_step(twin))
+        methods[TWIN] = partial(twin_image, load_step(twin))
     if original is not None:
         from training.original import load_method  # Keras, which nothing else here needs
 
@@ -210,8 +210,13 @@ def trained_methods(twin: Path | None = None, original: Path | None = None) -> M
     return methods
 
 
-def _image_of_copies(step: Step, frames: np.ndarray) -> np.ndarray:
-    return reconstruct_window(step, copies_of_the_mean(frames, len(frames))).image
+def twin_image(twin: Step, frames: np.ndarray) -> np.ndarray:
+    """Feed the twin as it was trained: a whole window of copies of the mean of all the frames.
+
+    Few frames make a noisy mean, not a short window; of a stream it sees the mean of the whole.
+    """
+    copies = copies_of_the_mean(frames, twin.manifest.frames)
+    return reconstruct_window(twin, copies).image
 
 
 def stack_images(

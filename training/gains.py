@@ -1,7 +1,7 @@
 """What the frames give beyond their mean: maps of the gain over the twin.
 
 The network fed the frames against its twin, which was trained on copies of the mean alone and is
-fed such (`training.evaluate.twin_images`), on thin simulated stacks of the training's own forward
+fed such (`training.evaluate.twin_image`), on thin simulated stacks of the training's own forward
 model. Two conditions span each map, the others stay at `BASE`. The stack of a number has the same
 PSF and specimen in every cell, so that neighbouring cells differ by what is varied, and every gain
 is one of two images of the same frames. Where nothing fluctuates the frames tell no more than their
@@ -23,8 +23,7 @@ import numpy as np
 
 from device.errors import UserError
 from device.files import write_text
-from device.model import Step, load_step
-from device.reconstructor import reconstruct_window
+from device.model import load_step
 from training import evaluate, trials
 from training.forward_model import ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
@@ -133,22 +132,14 @@ def stack_of(cell: Cell, number: int) -> Stack:
     return simulate(settings_of(cell), cell.frames, (SIZE_PX, SIZE_PX), rng)
 
 
-def twin_image(twin: Step, frames: np.ndarray) -> np.ndarray:
-    """Feed the twin as it was trained: a whole window of copies of the mean of all the frames.
-
-    Few frames make a noisy mean, not a short window; of a stream it sees the mean of the whole.
-    """
-    copies = evaluate.copies_of_the_mean(frames, twin.manifest.frames)
-    return reconstruct_window(twin, copies).image
-
-
 def do(job: Job) -> float:
     """PSNR of the model, fed the frames, less that of the twin, fed copies of their mean, in dB."""
     (model,) = trials.loaded([job.model]).values()
     (twin,) = trials.loaded([job.twin]).values()
     stack = stack_of(job.cell, job.number)
     ours = trials.model_method(model)(stack.frames)
-    return psnr_db(ours, stack.truth) - psnr_db(twin_image(twin, stack.frames), stack.truth)
+    twins = evaluate.twin_image(twin, stack.frames)
+    return psnr_db(ours, stack.truth) - psnr_db(twins, stack.truth)
 
 
 # ---------------------------------------------------------------------------------------- all cells

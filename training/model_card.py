@@ -33,7 +33,8 @@ image at twice the sampling. Every figure here was written by
 
     python -m training release --run RUN --version {version}
 
-on the frozen test set (`docs/frozen-test-set.md`), on which no choice was made.
+(with `--twin`, `--original` and `--measured` for what is compared with and measured) on the frozen
+test set (`docs/frozen-test-set.md`), on which no choice was made.
 
 ## What it is
 
@@ -55,7 +56,9 @@ stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
-fluctuation gives.
+fluctuation gives. *Original's architecture*: a ConvLSTM2D over the window, trained from random weights on
+our forward model with our normalization and loss (`training/settings/original_network.toml`; ours was
+trained for longer, `docs/experiments.md`).
 
 {table}
 ### int8 against float32
@@ -102,7 +105,9 @@ STREAMS = """
 
 On simulated specimens that neither move nor bleach (`make accuracy`): PSNR of the stream, and of a
 window of the same last frames; then how a stream that nobody resets takes a specimen that is
-replaced by another, or moves by 5 px. A *ghost* is what is left of the old one's detail.
+replaced by another, or moves by 5 px. *The daemon's* begins anew where it sees another scene, and
+has seen fewer than 30 frames of it then. A *ghost* is what is left of the old one's detail where
+nobody resets.
 
 {tables}"""
 

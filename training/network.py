@@ -352,7 +352,12 @@ class Step(keras.Model):
         self.psf = PsfWidth(s.psf_knots_px, name="psf")
         self.modulations = [PsfModulation(name=f"modulation_{k}") for k in range(s.head_layers + 1)]
         self.head = [conv(s.head_filters, name=f"head_{k}") for k in range(s.head_layers)]
-        self.correction = conv(UPSAMPLING**2, kernel_initializer="zeros", name="correction")
+        self.correction = conv(
+            UPSAMPLING**2,
+            kernel_initializer="zeros",
+            dtype="float32",  # in mixed precision, too: 16 bits are coarser than int8's steps
+            name="correction",
+        )
         self.upsampling = conv(
             UPSAMPLING**2,
             size_px=3,

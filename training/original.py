@@ -1,8 +1,8 @@
 """The original's network: what ours is compared with, in time and, trained on our data, in quality.
 
-A Keras ConvLSTM2D of 16 filters over 30 frames, with two convolutions after it. It is fed what our
-step is fed, normalized in the same way, and trained with the same loss, so that what differs is the
-architecture.
+A Keras ConvLSTM2D of 16 filters over 30 frames, with two convolutions after it. It is fed frames
+that are normalized as ours are, of stacks from the same forward model, and trained with the same
+loss.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def original(
     x = cell(stack)  # (B, H, W, 16): the state after the last frame
     x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu")(x)
     x = layers.UpSampling2D(2)(x)  # (B, 2H, 2W, 16)
-    return keras.Model(stack, layers.Conv2D(1, 3, padding="same")(x))
+    return keras.Model(stack, layers.Conv2D(1, 3, padding="same", dtype="float32")(x))
 
 
 class Windows(keras.Model):
@@ -76,7 +76,6 @@ class Windows(keras.Model):
     def call(self, inputs: dict[str, Any]) -> Any:
         """Reconstruct the windows."""
         image = self.step(inputs["frames"][..., None])[..., 0]  # (B, 2H, 2W)
-        image = ops.cast(image, self.compute_dtype)
         return image[:, None] * inputs["gain"][:, :, None, None]
 
 
@@ -88,20 +87,20 @@ def load_method(run: Path) -> Callable[[np.ndarray], np.ndarray]:
     UserError
         The folder is not that of such a run, or holds no weights yet.
     """
-
-    @cache
-    def network(height: int, width: int) -> keras.Model:
-        built = original(height, width)
-        built.load_weights(run / "best.weights.h5")
-        return built
-
     try:
         settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
         if settings.architecture != "original":
             raise UserError(f"{run} is no run of the original's architecture: name such a run.")
-        network(SIZE_PX, SIZE_PX)
-    except OSError as error:
-        raise UserError(f"{run} holds no best weights: train first, or name a run.") from error
+        trained = original(SIZE_PX, SIZE_PX)
+        trained.load_weights(run / "best.weights.h5")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{run} holds no best weights of it: train first.") from error
+
+    @cache
+    def network(height: int, width: int) -> keras.Model:
+        built = original(height, width)
+        built.set_weights(trained.get_weights())
+        return built
 
     def image(frames: np.ndarray) -> np.ndarray:
         prepared, _, scales = normalized(frames, False, settings.dataset.normalization)

@@ -249,7 +249,7 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
             raise UserError(f"{run} is a run of the original's architecture: name one of ours.")
         step = build_step(settings.network, SIZE_PX, SIZE_PX)
         step.load_weights(run / f"{weights}.weights.h5")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{run} holds no {weights} weights: train first, or name a run.") from error
     return step, settings
 

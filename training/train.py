@@ -64,7 +64,7 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         resolved = settings.model_dump_json(indent=2)
-        if self.settings.exists() and self.settings.read_text() != resolved:
+        if self.settings.exists() and self._begun_with() != settings:
             raise UserError(
                 f"{self.folder} holds a run with other settings: name another folder with --run."
             )
@@ -74,6 +74,13 @@ class Run:
         about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
         if not self.about.exists():
             write_text(self.about, json.dumps(about, indent=2))
+
+    def _begun_with(self) -> TrainingSettings | None:
+        """Settings of the run in this folder; None where they cannot be read."""
+        try:
+            return TrainingSettings.model_validate_json(self.settings.read_text())
+        except ValueError:
+            return None
 
 
 def save_checkpoint(network: Network, path: Path) -> None:

@@ -177,6 +177,15 @@ def test_a_ghost_is_as_strong_as_the_memory(scene, change):
     assert forgetful.stream_db == pytest.approx(forgetful.window_db, abs=1e-6)
 
 
+def test_the_daemons_stream_begins_anew_where_the_specimen_is_another(scene):
+    """Mutations: a watch that resets the stream that nobody resets; one that is never asked."""
+    other = scenes.draw_scene("filaments, blinking", 64, rng(7))
+    steps = {"float32": LeakyStep()}
+    (replaced,) = drift.step_response("s", "replaced", (scene, other), steps, rng(4))
+    assert replaced.daemon_db > replaced.stream_db + 0.5
+    assert replaced.daemon_db == pytest.approx(replaced.window_db, abs=0.5)  # of fewer frames
+
+
 def test_a_ghost_is_the_old_detail_alone():
     """Mutation: correlation for the coefficient; a shared structure counted as a ghost."""
     own, old = rng().random((2, 64, 64))

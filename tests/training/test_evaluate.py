@@ -6,6 +6,8 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,6 +101,24 @@ def test_only_one_row_is_told_the_psf() -> None:
     assert taking.told == {0.0, np.float32(stack.recipe.psf_sigma_px)}
     evaluate.model_images({"taking": (again := SummingStep("again", True))}, stack.frames, ())
     assert again.told == {0.0}
+
+
+def test_the_twin_sees_a_whole_window_of_one_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a twin that is fed frames, too few copies, or the mean of the last ones alone."""
+    seen: dict[str, np.ndarray] = {}
+
+    def window(_: object, frames: np.ndarray) -> Any:
+        seen["frames"] = frames
+        return SimpleNamespace(image=frames[0])
+
+    monkeypatch.setattr(evaluate, "reconstruct_window", window)
+    twin: Any = SimpleNamespace(manifest=SimpleNamespace(frames=30))
+    for count in (4, 50):
+        frames = np.random.default_rng(1).integers(0, 9, (count, 16, 16)).astype(np.uint16)
+        evaluate.twin_image(twin, frames)
+        assert seen["frames"].shape == (30, 16, 16)
+        mean = np.broadcast_to(frames.mean(axis=0), (30, 16, 16))
+        np.testing.assert_allclose(seen["frames"], mean, rtol=1e-6)
 
 
 def test_the_twin_sees_the_mean_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,14 +236,19 @@ def test_markdown_has_a_line_for_each_method_and_the_worst_gain() -> None:
 
 
 def test_report_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a report without the model's checksum, the generator's version or its pictures."""
+    """Catches a report without the model's checksum, the generator's version, its pictures or what
+    was trained to compare with."""
     monkeypatch.setattr(frozen, "recipes", lambda: SMALL)
-    table = evaluate.report_frozen({"ours": SummingStep()}, tmp_path, (30,), tmp_path / "cache")
+    table = evaluate.report_frozen(
+        *({"ours": SummingStep()}, tmp_path, (30,), tmp_path / "cache"),
+        {evaluate.ORIGINAL: baselines.mean},
+    )
     content = json.loads((tmp_path / "frozen.json").read_text())
     assert content["generator"] == frozen.version_key()
     assert content["models"] == {"ours": "0" * 64}
     methods = {each["method"] for each in content["scores"]}
     assert {"ours, window", "ours, stream 30", "RL blind, 20", evaluate.REFERENCE} <= methods
+    assert evaluate.ORIGINAL in methods
     assert len(content["scores"]) == 2 * len(methods)
     assert (tmp_path / "frozen.md").read_text().endswith(table)
     assert (tmp_path / "panel-thin.png").read_bytes()[:4] == b"\x89PNG"

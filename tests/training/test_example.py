@@ -23,6 +23,7 @@ class Recorder:
         normalization = SimpleNamespace(settings=NormalizationSettings)
         self.manifest = SimpleNamespace(
             normalization=normalization,
+            takes_psf=False,
             inputs={"frame": None, "mean": None, "h": None},
             state={"h": "h_out"},
             frames=30,

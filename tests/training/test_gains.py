@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -72,24 +71,6 @@ def test_nothing_but_noise_changes_where_nothing_fluctuates() -> None:
     assert moving > 3 * steady
 
 
-def test_the_twin_sees_a_whole_window_of_one_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a twin that is fed frames, too few copies, or the mean of the last ones alone."""
-    seen: dict[str, np.ndarray] = {}
-
-    def window(_: object, frames: np.ndarray) -> Any:
-        seen["frames"] = frames
-        return SimpleNamespace(image=frames[0])
-
-    monkeypatch.setattr(gains, "reconstruct_window", window)
-    twin: Any = SimpleNamespace(manifest=SimpleNamespace(frames=30))
-    for count in (4, 50):
-        frames = np.random.default_rng(1).integers(0, 9, (count, 16, 16)).astype(np.uint16)
-        gains.twin_image(twin, frames)
-        assert seen["frames"].shape == (30, 16, 16)
-        mean = np.broadcast_to(frames.mean(axis=0), (30, 16, 16))
-        np.testing.assert_allclose(seen["frames"], mean, rtol=1e-6)
-
-
 def test_the_gain_is_ours_less_the_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a sign, and one of the two scored against another truth."""
     stack = gains.stack_of(Cell("none", frames=2), 0)
@@ -97,7 +78,7 @@ def test_the_gain_is_ours_less_the_twins(monkeypatch: pytest.MonkeyPatch) -> Non
     steps = {MODEL: {"ours": "ours"}, TWIN: {"twin": "twin"}}
     monkeypatch.setattr(gains.trials, "loaded", lambda paths: steps[paths[0]])
     monkeypatch.setattr(gains.trials, "model_method", lambda _: lambda f: stack.truth + noise / 10)
-    monkeypatch.setattr(gains, "twin_image", lambda twin, frames: stack.truth + noise)
+    monkeypatch.setattr(gains.evaluate, "twin_image", lambda twin, frames: stack.truth + noise)
     gain = gains.do(gains.Job(Cell("none", frames=2), 0, MODEL, TWIN))
     # A tenth of the noise is 20 dB, less what the affine fit takes of noise as large as the signal.
     assert 14.0 < gain < 20.5

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 
@@ -105,6 +105,11 @@ def test_runs_are_told_apart(run: Path, tiny_run: Path, tmp_path: Path) -> None:
         quantize.load_step(run)
     with pytest.raises(UserError, match="train first"):
         original.load_method(tmp_path)
+    for name, content in (("best.weights.h5", b"cut"), ("settings.json", b"{}}")):
+        damaged = tmp_path / name
+        shutil.copytree(run, damaged)
+        (damaged / name).write_bytes(content)
+        with pytest.raises(UserError, match="no best weights of it"):
+            original.load_method(damaged)
     best = json.loads((run / "best.json").read_text())
     assert best["validation_db"] == best["validation_told_db"]  # it is told nothing
-    assert keras.backend.backend() == json.loads((run / "run.json").read_text())["backend"]

@@ -36,9 +36,9 @@ class TrainingSettings(BaseModel):
     coarse_weight: float = Field(0.0, ge=0)
     """Weight of the blurred image's error beside the sharp one's; see `training/loss.py`."""
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
-    """With `mixed_bfloat16` layers compute in 16 bits, which GPUs are fast at; weights, state,
-    image and loss stay in 32. Its exponent is as long as float32's: unlike with float16, no loss
-    has to be scaled and no update skipped."""
+    """With `mixed_bfloat16` all layers but the last compute in 16 bits, which GPUs are fast at;
+    weights and loss stay in 32. Its exponent is as long as float32's: unlike with float16, no loss
+    has to be scaled and no update skipped. int8's steps are only nearly kept to."""
     psf_alone: bool = False
     """Train only the weights by which the PSF's width scales and shifts channels: blind, the
     network stays what it was. Needs one to begin with (--initial)."""
@@ -66,6 +66,8 @@ class TrainingSettings(BaseModel):
                     f"the original's architecture is trained on windows: chunk must be {WINDOW}, "
                     f"read_at [{WINDOW - 1}] and stream_fraction 0"
                 )
+            if self.network != NetworkSettings():
+                raise ValueError("the original's architecture has no settings: leave [network] out")
             if self.psf_alone:
                 raise ValueError("the original's architecture is not told the PSF: no psf_alone")
         return self
