@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from device.normalize import NormalizationSettings, Scaling, _percentiles, measure
@@ -104,12 +104,14 @@ def test_gain_and_offset_of_the_camera_cancel(gain, offset):
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=261394)  # with the bound its 99.5th percentile lands on 0.88
 def test_the_percentiles_land_on_zero_and_one(seed):
     """Mutation: percentiles exchanged, or taken of something else than the smoothed mean."""
     import cv2
 
     image = np.random.default_rng(seed).gamma(2, 100, (40, 50)).astype(np.float32)
-    scaling = measure(image)
+    # Without the bound of the peak, which lowers the second percentile of one image in thousands.
+    scaling = measure(image, settings=NormalizationSettings(highest_peak=np.inf))
     normalized = scaling.normalize(cv2.medianBlur(image, 3))
     # A percentile lies between two of 2000 pixels: equal but for float32 rounding.
     assert np.percentile(normalized, 5.0) == pytest.approx(0, abs=1e-5)

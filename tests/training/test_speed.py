@@ -59,5 +59,5 @@ def test_the_command_writes_what_it_prints(
     assert json.loads(capsys.readouterr().out) == content
     assert content["model"].endswith("int8") and content["threads"] == 1
     ratio = content["original_window_cpu_ms"] / content["step_cpu_ms"]
-    assert content["original_over_step"] == pytest.approx(ratio, rel=0.05)  # rounding
+    assert content["original_over_step"] == pytest.approx(ratio, abs=0.06)  # rounded to tenths
     assert f"{content['original_over_step']:.0f} times" in speed.section(content)
