@@ -357,7 +357,7 @@ def constant_inputs(step: Step, psf_sigma_px: float | None = None) -> dict[str, 
     Returns
     -------
     dict of str to ndarray
-        By name, as the manifest has them; empty for most models.
+        By name, as the manifest has them; empty where the model takes none.
     """
     if not step.manifest.takes_psf:
         return {}

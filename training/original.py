@@ -17,8 +17,8 @@ import numpy as np
 from keras import layers, ops
 
 from device.errors import UserError
+from training import settings as settings_file
 from training.example import normalized
-from training.settings import TrainingSettings
 
 FILTERS = 16
 SIZE_PX = 128
@@ -88,7 +88,7 @@ def load_method(run: Path) -> Callable[[np.ndarray], np.ndarray]:
         The folder is not that of such a run, or holds no weights yet.
     """
     try:
-        settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+        settings = settings_file.of_run(run)
         if settings.architecture != "original":
             raise UserError(f"{run} is no run of the original's architecture: name such a run.")
         trained = original(SIZE_PX, SIZE_PX)

@@ -26,6 +26,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import FaultError, UserError
+from training import settings as settings_file
 from training.example import make_example
 from training.forward_model import WINDOW
 from training.narrowing import narrowed, operator_names
@@ -244,7 +245,7 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
         The folder is not that of a run of ours, or holds no such weights yet.
     """
     try:
-        settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+        settings = settings_file.of_run(run)
         if settings.architecture != "step":
             raise UserError(f"{run} is a run of the original's architecture: name one of ours.")
         step = build_step(settings.network, SIZE_PX, SIZE_PX)

@@ -31,11 +31,11 @@ from training import (
     speed,
     sweeps,
 )
+from training import settings as settings_file
 from training.forward_model import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion, load_converted
-from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ VERSION = re.compile(r"\d+(\.\d+)*")
 
 def manifest(run: Path, version: str) -> dict[str, Any]:
     """Say what a host must know to use the run's model; the part that goes into the file itself."""
-    settings = TrainingSettings.model_validate_json((run / "settings.json").read_text())
+    settings = settings_file.of_run(run)
     return {
         "format": 1,
         "name": "learn2sofi",

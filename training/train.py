@@ -78,7 +78,7 @@ class Run:
     def _begun_with(self) -> TrainingSettings | None:
         """Settings of the run in this folder; None where they cannot be read."""
         try:
-            return TrainingSettings.model_validate_json(self.settings.read_text())
+            return settings_file.of_run(self.folder)
         except ValueError:
             return None
 

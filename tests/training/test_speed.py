@@ -49,7 +49,7 @@ def test_the_command_writes_what_it_prints(
 
     def few_frames(height: int, width: int, frames: int, **options: Any) -> keras.Model:
         assert frames == 30
-        return original(height, width, 2, **options)
+        return original(height, width, 15, **options)  # so many that tenths of the ratio are fine
 
     monkeypatch.setattr(speed, "ROUNDS", 2)
     monkeypatch.setattr(speed, "original", few_frames)
@@ -59,5 +59,5 @@ def test_the_command_writes_what_it_prints(
     assert json.loads(capsys.readouterr().out) == content
     assert content["model"].endswith("int8") and content["threads"] == 1
     ratio = content["original_window_cpu_ms"] / content["step_cpu_ms"]
-    assert content["original_over_step"] == pytest.approx(ratio, abs=0.06)  # rounded to tenths
+    assert content["original_over_step"] == pytest.approx(ratio, rel=0.05)  # rounding
     assert f"{content['original_over_step']:.0f} times" in speed.section(content)

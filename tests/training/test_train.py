@@ -23,6 +23,9 @@ from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.train import Run
 
+KNOWN = "base, large, large_mean, large_twin, mean, original, original_network, smoke, told, twin"
+"""Settings files, as a missing one is answered."""
+
 ORIGINAL = """architecture = "original"
 [dataset]
 chunk = 30
@@ -342,7 +345,7 @@ def test_a_bad_settings_file_is_refused_with_a_sentence(
 
 def test_a_missing_settings_file_is_refused_with_the_known_names(tmp_path: Path) -> None:
     """Catches a default that is taken silently."""
-    with pytest.raises(UserError, match="original, original_network, smoke"):
+    with pytest.raises(UserError, match=KNOWN):
         settings_file.load(str(tmp_path / "none.toml"))
 
 

@@ -73,6 +73,19 @@ class TrainingSettings(BaseModel):
         return self
 
 
+def of_run(folder: Path) -> TrainingSettings:
+    """Read the settings that a run left in its folder.
+
+    Raises
+    ------
+    OSError
+        There are none.
+    ValueError
+        They are damaged, or those of another version.
+    """
+    return TrainingSettings.model_validate_json((folder / "settings.json").read_text())
+
+
 def load(name_or_path: str) -> TrainingSettings:
     """Read settings by the name of a file in this folder, or by path.
 
