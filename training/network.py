@@ -475,9 +475,9 @@ def as_int8(x: Any, limits: tuple[float, float]) -> Any:
 def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -> Step:
     """Make a step with its weights created for frames of height x width."""
     step = Step(settings)
-    state = np.zeros((1, *step.state_shape(height, width)), np.float32)
-    frame = np.zeros((1, height, width, 1), np.float32)
-    psf = np.zeros((1, 1), np.float32)
+    state = keras.KerasTensor((1, *step.state_shape(height, width)))
+    frame = keras.KerasTensor((1, height, width, 1))
+    psf = keras.KerasTensor((1, 1))
     step({"frame": frame, "mean": frame, "psf_sigma_px": psf, "h": state, "c": state})
     return step
 

@@ -122,7 +122,7 @@ def make_network(settings: TrainingSettings) -> Network:
     compiled = keras.backend.backend() == "jax"
     loss = loss_with(settings.coarse_weight)
     network.compile(optimizer=optimizer, loss=loss, jit_compile=compiled)
-    network(_blank(settings))
+    network(_shapes(settings))
     optimizer.build(network.trainable_variables)
     return network
 
@@ -145,18 +145,14 @@ def _built(settings: TrainingSettings) -> Network:
     return Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
 
 
-def _blank(settings: TrainingSettings) -> dict[str, np.ndarray]:
+def _shapes(settings: TrainingSettings) -> dict[str, keras.KerasTensor]:
+    """Tell the network its inputs without any values: on a GPU, nothing is compiled for them."""
     data = settings.dataset
-    frames = np.zeros((data.batch, data.chunk, data.size_px, data.size_px), np.float32)
-    ones = np.ones((data.batch, len(data.read_at)), np.float32)
-    psf = np.zeros((data.batch, 1), np.float32)
-    return {
-        "frames": frames,
-        "means": frames,
-        "psf_sigma_px": psf,
-        "fresh": ones[:, 0],
-        "gain": ones,
-    }
+    frames = (data.batch, data.chunk, data.size_px, data.size_px)
+    read = (data.batch, len(data.read_at))
+    shapes = {"frames": frames, "means": frames, "psf_sigma_px": (data.batch, 1)}
+    shapes |= {"fresh": (data.batch,), "gain": read}
+    return {name: keras.KerasTensor(shape, "float32") for name, shape in shapes.items()}
 
 
 class Validation:
