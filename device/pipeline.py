@@ -44,6 +44,7 @@ from device.model import ModelError, Step
 from device.preparation import Preparation
 from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor, told_psf
 from device.ring_buffer import RingBuffer, missed_between
+from device.scene import SHOWN_BEFORE
 
 VIEWS = ("raw", "mean", "std", "reconstruction")
 
@@ -790,14 +791,15 @@ class Pipeline:
             self._reconstructor.set_psf(told_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
+        kept = 0 if broken else self._capacity
         if self._reconstructor.scene_changed(arrival.frame.array):
             _log.info("frame %d shows another scene: the stream begins anew", arrival.frame.index)
             self._reconstructor.reset()
-            broken = True
+            kept = SHOWN_BEFORE
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)
-            if broken:
-                buffer.clear()
+            if kept < len(buffer):
+                buffer.keep_last(kept)
             buffer.push(arrival.frame)
             self._newest = arrival.frame
             if arrival.era.mode == "window":

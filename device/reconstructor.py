@@ -15,7 +15,7 @@ from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
 from device.ring_buffer import RingBuffer
-from device.scene import SceneWatch
+from device.scene import SHOWN_BEFORE, SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -114,7 +114,8 @@ class Reconstructor:
         """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
 
         To be asked once for every frame of a stream. Where it is true, `reset` is the caller's to
-        do, and to clear the buffer; a window has no past and is never of another scene.
+        do, and to have the buffer keep the last `SHOWN_BEFORE` frames alone, which show the new
+        scene already; a window has no past and is never of another scene.
         """
         return self.mode == "stream" and self._scene.changed(array)
 
@@ -148,15 +149,21 @@ class Reconstructor:
         return result if self._fed > 1 else None
 
     def _stream(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
-        """Make one step with the newest frame, by the statistics of the frames up to it."""
+        """Make one step with the newest frame, by the statistics of the frames up to it.
+
+        A stream that begins with more frames in the buffer plays them first.
+        """
         padded_size = self._fit(buffer.shape)
+        before: Iterable[np.ndarray] = ()  # (H, W) each
         if self._state is None or self._size != padded_size:
             self.reset()
             self._begin(padded_size)
+            before = buffer.frames()[:-1]
         scaling = self._measure(buffer)
         mean = _padded(scaling.normalize(buffer.mean()), padded_size)
-        image = self._feed(frame.array, scaling, mean)
-        self._fed = min(self._fed + 1, self._step.manifest.frames)
+        for array in chain(before, (frame.array,)):
+            image = self._feed(array, scaling, mean)
+            self._fed = min(self._fed + 1, self._step.manifest.frames)
         return self._result(image, scaling, frame, buffer, self._fed)
 
     def _window(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
@@ -264,7 +271,8 @@ def reconstruct_stream(
 ) -> Iterator[Reconstruction]:
     """Reconstruct one image for every frame, each from the frames up to it.
 
-    Where the scene changes (`device.scene`), the stream begins anew.
+    Where the scene changes (`device.scene`), the stream begins anew, with the frames that have
+    shown the new scene by then.
 
     Parameters
     ----------
@@ -297,7 +305,7 @@ def reconstruct_stream(
         frame = _checked(array, index, first)
         if reconstructor.scene_changed(array):
             reconstructor.reset()
-            buffer.clear()
+            buffer.keep_last(SHOWN_BEFORE)
         buffer.push(frame)
         yield reconstructor._stream(frame, buffer)
 

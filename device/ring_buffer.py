@@ -156,6 +156,14 @@ class RingBuffer:
         self._sum[...] = 0
         self._sum_sq[...] = 0
 
+    def keep_last(self, count: int) -> None:
+        """Forget all frames but the last `count`, or fewer where there are not so many."""
+        first = max(0, len(self) - count)
+        kept = zip(self.frames()[first:], self.timestamps_ns[first:], strict=True)
+        self.clear()
+        for index, (array, timestamp_ns) in enumerate(kept):
+            self.push(Frame(array, timestamp_ns, index))
+
     def frames(self) -> np.ndarray:
         """Copy the frames held, oldest first, (n, H, W)."""
         first = self._next - len(self)

@@ -27,6 +27,13 @@ MAX_BLOCKS = 32
 GROUP = 5
 """Frames whose median makes a pattern."""
 
+SHOWN_BEFORE = GROUP + GROUP // 2
+"""Frames of the new scene that had come when it was seen: the frame that tells makes one more.
+
+A median is of the new scene with the third of five frames; the last two medians are of five frames
+each, and both must be.
+"""
+
 GROUPS = 12
 """Patterns that are compared: the last two with those before them."""
 

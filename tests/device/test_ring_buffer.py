@@ -122,6 +122,24 @@ def test_clear_forgets_everything():
     np.testing.assert_array_equal(buffer.mean(), frames[0].array)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 7])
+def test_the_last_frames_can_be_kept_alone(dtype, kept):
+    """Mutations: the first instead of the last; all for 0; a timestamp or a sum left behind."""
+    frames = _frames(5, dtype)
+    buffer = _filled(frames, 3)
+    buffer.keep_last(kept)
+    alone = RingBuffer(3, SHAPE, dtype)
+    for frame in frames[5 - min(kept, 3) :]:
+        alone.push(frame)
+    assert buffer.timestamps_ns == alone.timestamps_ns
+    np.testing.assert_array_equal(buffer.frames(), alone.frames())
+    np.testing.assert_array_equal(buffer.mean(), alone.mean())
+    np.testing.assert_array_equal(buffer.std(), alone.std())
+    buffer.push(frames[0])
+    np.testing.assert_array_equal(buffer.frames()[-1], frames[0].array)
+
+
 @pytest.mark.parametrize(
     "array", [np.zeros((7, 5), np.uint16), np.zeros(SHAPE, np.uint8), np.zeros((1, *SHAPE))]
 )

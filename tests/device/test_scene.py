@@ -8,8 +8,10 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 
-from device.reconstructor import Reconstructor, reconstruct_stream
-from device.scene import SceneWatch
+from device.camera import Frame
+from device.reconstructor import Reconstructor, reconstruct_stream, reconstruct_window
+from device.ring_buffer import RingBuffer
+from device.scene import SHOWN_BEFORE, SceneWatch
 from training.fluctuation import Blinking
 from training.forward_model import ForwardModelSettings, simulate
 from training.scenes import KINDS, Scene, draw_scene
@@ -114,16 +116,32 @@ def test_another_size_begins_anew(two):
     assert alarms(chain(shown(before, STAYS), shown(other, LEARNT - 1))) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_had_come_of_the_new_scene_when_it_is_seen_is_of_it_alone(kind, two):
+    """Mutations: so many frames are kept that the old scene is among them; hardly any."""
+    before, after = two[kind]
+    (alarm,) = alarms(chain(shown(before, STAYS), shown(after, STAYS)))
+    assert 0 <= alarm - SHOWN_BEFORE - STAYS < 5
+
+
 def test_the_stream_begins_anew_with_the_new_scene(two):
-    """Mutations: the state kept; the old frames left in the mean; windows reset too."""
+    """Mutations: the state kept; the old frames left in the mean; what had come of the new scene by
+    then thrown away, or played by other statistics than its own; windows reset too."""
     before, after = two["filaments, blinking"]
     frames = np.stack(list(chain(shown(before, STAYS), shown(after, 60))))
     (alarm,) = alarms(frames)
     results = list(reconstruct_stream(AddingStep(frames=30), frames))
-    fresh = list(reconstruct_stream(AddingStep(frames=30), frames[alarm:]))
-    assert (results[alarm - 1].warming, results[alarm].warming) == (False, True)
-    for ours, theirs in zip(results[alarm:], fresh, strict=True):
-        np.testing.assert_array_equal(ours.image, theirs.image)
+    ours, first = results[alarm], alarm - SHOWN_BEFORE
+    assert (results[alarm - 1].warming, ours.warming) == (False, True)
+    window = reconstruct_window(AddingStep(frames=30), frames[first : alarm + 1])
+    assert (ours.frames, ours.index) == (window.frames, alarm)
+    np.testing.assert_array_equal(ours.image, window.image)
+    buffer, fresh = RingBuffer(30, frames.shape[1:], frames.dtype), Reconstructor(AddingStep())
+    for number, array in enumerate(frames[first:], start=first):
+        buffer.push(frame := Frame(array, 0, number))
+        if number >= alarm:
+            result = fresh.push(frame, buffer)
+            np.testing.assert_array_equal(results[number].image, result.image)
     watcher = Reconstructor(AddingStep(), "window")
     assert not any(watcher.scene_changed(frame) for frame in frames)
 
