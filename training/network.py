@@ -386,13 +386,22 @@ class Step(keras.Model):
         c = rounded(ops.add(c, rounded(update, CELL_RANGE)), CELL_RANGE)
         return rounded(ops.multiply(ops.sigmoid(o), ops.tanh(c)), HIDDEN_RANGE), c
 
-    def read(self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact) -> Any:
+    def read(
+        self,
+        mean: Any,
+        h: Any,
+        psf_sigma_px: Any,
+        rounded: Rounding = exact,
+        within: tuple[float, float] | None = None,
+    ) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
 
         In the int8 file the mean is interpolated, and what the head makes is added to it, in float:
-        see `quantize`. In training, `rounded` shows the head the steps of int8.
+        see `quantize`. In training, `rounded` shows the head the steps of int8. The mean is
+        interpolated as it is; the head is shown it `within` these limits.
         """
-        folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
+        seen = ops.clip(mean, *within) if within else mean
+        folded = ops.space_to_depth(seen, FOLD)  # (B, H/2, W/2, 4)
         change = self.psf(psf_sigma_px)  # (B, knots)
         first, *further = self.modulations
         of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
@@ -439,11 +448,18 @@ class Step(keras.Model):
             modulation.scale_shift(gain)
         self.correction.kernel.assign(self.correction.kernel / gain)
 
-    def call(self, inputs: Tensors) -> Tensors:
-        """Run one step."""
-        frame, mean = inputs["frame"], inputs["mean"]
-        h, c = self.recur(frame, mean, inputs["h"], inputs["c"])
-        image = self.read(mean, h, inputs["psf_sigma_px"])
+    def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
+        """Run one step; where `limited`, on frame and mean within the limits of its training.
+
+        The int8 file has them as ranges of its inputs.
+        """
+        frame, mean, within = inputs["frame"], inputs["mean"], None
+        seen = mean
+        if limited:
+            within = MEAN_RANGE
+            frame, seen = ops.clip(frame, *FRAME_RANGE), ops.clip(mean, *MEAN_RANGE)
+        h, c = self.recur(frame, seen, inputs["h"], inputs["c"])
+        image = self.read(mean, h, inputs["psf_sigma_px"], within=within)
         return {"image": image, "h_out": h, "c_out": c}
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
     with tempfile.TemporaryDirectory() as folder:
         archive = keras.export.ExportArchive()
         archive.track(step)
-        archive.add_endpoint(SIGNATURE, step.call, input_signature=[specs])
+        call = partial(step.call, limited=representative is None)
+        archive.add_endpoint(SIGNATURE, call, input_signature=[specs])
         archive.write_out(folder, verbose=False)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[SIGNATURE])
         if representative is None:

@@ -52,10 +52,10 @@ def step() -> Step:
 
 @pytest.fixture(scope="module")
 def example() -> Example:
-    """A stack that calibration does not see, in the steps that an int8 network has of it."""
+    """A stack that calibration does not see, in the steps that an int8 network has of it, within its range."""
     example = make_example(ForwardModelSettings(), FRAMES, SIZE, False, (1, 7, 0))
     frames, means = (
-        keras.ops.convert_to_numpy(as_int8(images, limits))
+        keras.ops.convert_to_numpy(as_int8(images, limits)).clip(*limits)
         for images, limits in ((example.frames, FRAME_RANGE), (example.means, MEAN_RANGE))
     )
     return Example(frames, means, example.scales, example.truth, example.unit)

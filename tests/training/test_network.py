@@ -379,3 +379,21 @@ def test_a_step_is_saved_and_built_again_with_its_settings(step: Step) -> None:
     """Catches a setting that is left out of the configuration."""
     again = Step.from_config(step.get_config())
     assert again.settings == step.settings == TINY
+
+
+def test_the_step_sees_its_inputs_within_the_limits_of_its_training():
+    """Mutations: a frame or a mean beyond them reaches the cell or the head, which never saw one;
+    the mean that the image is made of is cut off, too."""
+    step = with_random_weights(TINY, 16)
+    rng = np.random.default_rng(4)
+    state = np.zeros((1, *TINY.state_shape(16, 16)), np.float32)
+    rest = {"psf_sigma_px": np.zeros((1, 1), np.float32), "h": state, "c": state}
+    frame, mean = rng.uniform(-3, 9, (2, 1, 16, 16, 1)).astype(np.float32)
+    inside = {"frame": frame.clip(*FRAME_RANGE), "mean": mean.clip(*MEAN_RANGE)}
+    ours, within = step({"frame": frame, "mean": mean} | rest), step(inside | rest)
+    for name in ("h_out", "c_out"):
+        np.testing.assert_array_equal(ours[name], within[name])
+    bare = step(inside | rest, limited=False)
+    np.testing.assert_array_equal(bare["image"], within["image"])
+    blank = build_step(TINY, 16, 16)  # whose correction is none: its image is the mean
+    assert np.max(blank({"frame": frame, "mean": mean} | rest)["image"]) > MEAN_RANGE[1] + 1
