@@ -26,7 +26,7 @@ from training.network import (
     SUMMAND_RANGE,
 )
 
-PRODUCT_RANGE = 8.0
+PRODUCT_RANGE = 2.0  # of simulated stacks' products, one in 10,000 is beyond 1.6
 BEYOND_RANGE = (0.0, 12.0)  # of the correction's second part: points up to 15 above the mean
 
 _RELU6 = schema.ActivationFunctionType.RELU6

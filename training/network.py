@@ -171,7 +171,7 @@ class FoldedConv2D(layers.Layer):
         for mirror in range(MIRRORS):
             axes = [axis for axis, bit in ((0, 2), (1, 1)) if mirror & bit]
             each = ops.flip(kernel, axes) if axes else kernel
-            each = ops.take(each, _mirrored_channels(channels, mirror), axis=2)
+            each = ops.take(each, mirrored_channels(channels, mirror), axis=2)
             mirrored.append(ops.reshape(each, (*each.shape[:3], self.groups, 1, -1)))
         joined = ops.concatenate(mirrored, axis=4)  # (K, K, C, groups, 4, filters / 4)
         return ops.reshape(joined, (*joined.shape[:3], -1))
@@ -209,7 +209,7 @@ def per_channel(values: Any, groups: int = 1) -> Any:
     return ops.reshape(ops.tile(sets, repeats), (*outer, -1))
 
 
-def _mirrored_channels(channels: int, mirror: int) -> np.ndarray:
+def mirrored_channels(channels: int, mirror: int) -> np.ndarray:
     """Where each channel of a mirrored set is found when the sample is mirrored, (C,)."""
     if channels == 1:
         return np.zeros(1, np.int64)

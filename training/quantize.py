@@ -2,7 +2,8 @@
 
 Post-training quantization to int8 throughout: the converter sees real trajectories (simulated
 stacks of every kind, state and all) and chooses every tensor's scale from them, where
-`training.narrowing` does not know better. The boundary stays float32, so that no host needs to know
+`training.narrowing` does not know better. The weights are rounded by what they are laid over, see
+`training.rounding`. The boundary stays float32, so that no host needs to know
 a scale. To it belongs the last step: the mean, interpolated, and the network's correction are added
 up in float, because an int8 image has too few steps for what is smooth.
 
@@ -33,6 +34,7 @@ from training.forward_model import WINDOW
 from training.narrowing import narrowed, operator_names
 from training.network import FRAME_RANGE, MEAN_RANGE, Step, build_step
 from training.revision import git_revision
+from training.rounding import round_weights
 from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ SIZE_PX = 128  # of the file; the device resizes it to its field
 # First word of the seed after the run's: specimens of neither training nor validation.
 CALIBRATION = 2
 CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
+ROUNDING_EVERY = 4  # of the calibration's inputs are enough to round the weights by
 
 # What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
 # slow reference kernels and cut the graph in pieces.
@@ -294,7 +297,9 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     step, settings = _scaled(arguments.run, arguments.weights, arguments.head_gain)
     float32 = convert(step)
-    model = convert(step, representative_set(step, settings, arguments.stacks))
+    shown = list(representative_set(step, settings, arguments.stacks))
+    round_weights(step, shown[::ROUNDING_EVERY])
+    model = convert(step, iter(shown))
     check_int8(model)
     model = narrowed(model)
     (arguments.run / "float32.tflite").write_bytes(float32)

@@ -52,7 +52,7 @@ def step() -> Step:
 
 @pytest.fixture(scope="module")
 def example() -> Example:
-    """A stack that calibration does not see, in the steps that an int8 network has of it, within its range."""
+    """A stack that calibration does not see, in the steps and the range that int8 has for it."""
     example = make_example(ForwardModelSettings(), FRAMES, SIZE, False, (1, 7, 0))
     frames, means = (
         keras.ops.convert_to_numpy(as_int8(images, limits)).clip(*limits)

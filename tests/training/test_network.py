@@ -384,7 +384,7 @@ def test_a_step_is_saved_and_built_again_with_its_settings(step: Step) -> None:
 def test_the_step_sees_its_inputs_within_the_limits_of_its_training():
     """Mutations: a frame or a mean beyond them reaches the cell or the head, which never saw one;
     the mean that the image is made of is cut off, too."""
-    step = with_random_weights(TINY, 16)
+    step = randomized(build_step(TINY, 16, 16), 4)
     rng = np.random.default_rng(4)
     state = np.zeros((1, *TINY.state_shape(16, 16)), np.float32)
     rest = {"psf_sigma_px": np.zeros((1, 1), np.float32), "h": state, "c": state}
