@@ -151,17 +151,16 @@ simulate: setup-dev ## write some simulated stacks to out/simulated
 	$(BIN)/python -m training simulate --out out/simulated
 
 .PHONY: train
-train: setup-dev ## train in three parts, up to runs/told; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
+train: setup-dev ## train in two parts, up to runs/base; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
 ifdef TRAIN_ARGS
 	$(BIN)/python -m training train $(TRAIN_ARGS)
 else
 	$(BIN)/python -m training train --settings mean
 	$(BIN)/python -m training train --settings base --initial runs/mean
-	$(BIN)/python -m training train --settings told --initial runs/base
 endif
 
 .PHONY: quantize
-quantize: setup-dev ## turn runs/told into a float32 and an int8 step
+quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 	$(BIN)/python -m training quantize
 
 .PHONY: evaluate

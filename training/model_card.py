@@ -58,7 +58,7 @@ others its first 30. *Copies of the mean* and *shuffled in time*: the same witho
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
 fluctuation gives. *Original's architecture*: a ConvLSTM2D over the window, trained from random weights on
 our forward model with our normalization and loss (`training/settings/original_network.toml`; ours was
-trained for longer, `docs/experiments.md`).
+trained for much longer, `docs/experiments.md`).
 
 {table}
 ### int8 against float32

@@ -279,7 +279,7 @@ def _scaled(run: Path, weights: str, head_gain: float) -> tuple[Step, TrainingSe
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training quantize``."""
-    parser.add_argument("--run", type=Path, default=Path("runs/told"), help="folder of the run")
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--weights", choices=["best", "final"], default="best")
     parser.add_argument("--stacks", type=int, default=48, help="stacks to calibrate on")
     parser.add_argument(

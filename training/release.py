@@ -270,7 +270,7 @@ def write_checksums(folder: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training release``."""
-    parser.add_argument("--run", type=Path, default=Path("runs/told"), help="folder of the run")
+    parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")

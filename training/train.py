@@ -114,9 +114,6 @@ def make_network(settings: TrainingSettings) -> Network:
         warmup_target=settings.learning_rate,
         warmup_steps=settings.warmup_updates,
     )
-    if settings.psf_alone:
-        for layer in network.step.layers:
-            layer.trainable = layer in network.step.modulations
     optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
     # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
     compiled = keras.backend.backend() == "jax"
@@ -201,12 +198,11 @@ class Report(keras.callbacks.Callback):
         self.run = run
         self.validation = Validation(settings)
         self.board = TensorBoardLog(run.log)
-        self.judged_by = "validation_told_db" if settings.psf_alone else "validation_db"
         self.best_db = self._best_so_far()
 
     def _best_so_far(self) -> float:
         path = self.run.folder / "best.json"
-        return json.loads(path.read_text())[self.judged_by] if path.exists() else -np.inf
+        return json.loads(path.read_text())["validation_db"] if path.exists() else -np.inf
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Validate and save."""
@@ -233,8 +229,8 @@ class Report(keras.callbacks.Callback):
             self.board.picture(updates, f"{k}: mean, reconstruction, truth", np.hstack(row))
 
     def _keep(self, found: dict[str, float]) -> None:
-        if found[self.judged_by] > self.best_db:
-            self.best_db = found[self.judged_by]
+        if found["validation_db"] > self.best_db:
+            self.best_db = found["validation_db"]
             beside = self.run.best.with_name("best.tmp.weights.h5")
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
@@ -346,11 +342,6 @@ def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training train``."""
     keep_memory()
     settings = settings_file.load(arguments.settings)
-    if settings.psf_alone and arguments.initial is None:
-        raise UserError(
-            f"{arguments.settings} trains only what the PSF's width changes (psf_alone), and there "
-            "is no network yet: name a trained run with --initial."
-        )
     share_devices(settings.dataset.batch)
     run = Run(arguments.run or Path("runs") / Path(arguments.settings).stem)
     run.begin(arguments.settings, settings)

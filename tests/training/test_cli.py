@@ -10,7 +10,7 @@ import pytest
 
 from training.__main__ import COMMANDS, main
 
-KNOWN = "base, large, large_mean, large_twin, mean, original, original_network, smoke, told, twin"
+KNOWN = "base, mean, original, original_network, smoke, twin"
 """Settings files, as a missing one is answered."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from device.errors import UserError
 from training import settings as settings_file
 from training import train
-from training.__main__ import main
 from training.dataset import DatasetSettings, TrainingStream
 from training.network import NetworkSettings, build_step
 from training.quantize import load_step
@@ -23,7 +21,7 @@ from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.train import Run
 
-KNOWN = "base, large, large_mean, large_twin, mean, original, original_network, smoke, told, twin"
+KNOWN = "base, mean, original, original_network, smoke, twin"
 """Settings files, as a missing one is answered."""
 
 ORIGINAL = """architecture = "original"
@@ -326,7 +324,6 @@ def test_shipped_settings_are_whole(name: str) -> None:
         ("learning_rat = 1", "learning_rat"),
         ('architecture = "original"', "trained on windows: chunk must be 30"),
         (ORIGINAL + "[network]\nfilters = 8", "leave .network. out"),
-        ("psf_alone = true\n" + ORIGINAL, "not told the PSF"),
         ("updates =", "not TOML"),
         ("# \udcff", "not TOML"),
     ],
@@ -364,44 +361,6 @@ def test_a_run_can_begin_with_anothers_weights(
     initial = json.loads(run.about.read_text())["initial"]
     assert initial["seed"] == settings.seed
     assert len(initial["weights_sha256"]) == 64
-
-
-def test_what_the_psf_changes_can_be_trained_alone(
-    tiny_settings: Path, tiny_run: Path, tmp_path: Path
-) -> None:
-    """Mutations: the rest trained as well, so that the blind network is another; nothing trained;
-    the best weights chosen by the blind validation, which stays the same."""
-    alone, begun = tmp_path / "alone.toml", tmp_path / "begun"
-    told = tiny_settings.read_text().replace("workers = 0", "workers = 0\npsf_told_fraction = 1.0")
-    alone.write_text("psf_alone = true\n" + told.replace("2e-3", "2e-2"))
-    shutil.copytree(tiny_run, begun)
-    before = load_step(begun)[0]  # of an image that eight updates have hardly begun to correct
-    kernel = before.correction.kernel
-    kernel.assign(np.random.default_rng(1).normal(0, 0.1, kernel.shape))
-    before.save_weights(begun / "best.weights.h5")
-    run = Run(tmp_path / "alone")
-    run.begin("alone", settings := settings_file.load(str(alone)))
-    train.train(settings, run, begun)
-    after = load_step(run.folder, "final")[0]
-    changed = [
-        not np.array_equal(np.asarray(one), np.asarray(two))
-        for one, two in zip(before.weights, after.weights, strict=True)
-    ]
-    kernels = [any(w is m.kernel for m in after.modulations) for w in after.weights]
-    assert changed == kernels and any(kernels)
-    log = EventAccumulator(str(run.log))
-    log.Reload()
-    best = json.loads((run.folder / "best.json").read_text())
-    scores = [event.value for event in log.Scalars("told_psnr_db")]
-    assert max(scores) > scores[0] + 1e-3  # judged blind, the first would be the best
-    assert best["validation_told_db"] == pytest.approx(max(scores), abs=1e-4)
-
-
-def test_the_psf_alone_needs_a_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Mutation: random weights that are held for hundreds of updates."""
-    assert main(["train", "--settings", "told", "--run", str(tmp_path / "run")]) == 2
-    assert "--initial" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_can_begin_with_a_released_model(

@@ -39,9 +39,6 @@ class TrainingSettings(BaseModel):
     """With `mixed_bfloat16` all layers but the last compute in 16 bits, which GPUs are fast at;
     weights and loss stay in 32. Its exponent is as long as float32's: unlike with float16, no loss
     has to be scaled and no update skipped. int8's steps are only nearly kept to."""
-    psf_alone: bool = False
-    """Train only the weights by which the PSF's width scales and shifts channels: blind, the
-    network stays what it was. Needs one to begin with (--initial)."""
     architecture: Literal["step", "original"] = "step"
     """Our step, or the original's network to compare it with, which is trained on whole windows and
     has no settings of its own."""
@@ -68,8 +65,6 @@ class TrainingSettings(BaseModel):
                 )
             if self.network != NetworkSettings():
                 raise ValueError("the original's architecture has no settings: leave [network] out")
-            if self.psf_alone:
-                raise ValueError("the original's architecture is not told the PSF: no psf_alone")
         return self
 
 
