@@ -3,9 +3,9 @@
 Post-training quantization to int8 throughout: the converter sees real trajectories (simulated
 stacks of every kind, state and all) and chooses every tensor's scale from them, where
 `training.narrowing` does not know better. The weights are rounded by what they are laid over, see
-`training.rounding`. The boundary stays float32, so that no host needs to know
-a scale. To it belongs the last step: the mean, interpolated, and the network's correction are added
-up in float, because an int8 image has too few steps for what is smooth.
+`training.rounding`. The boundary stays float32, so that no host needs to know a scale. To it
+belongs the last step: the mean, interpolated, and the network's correction are added up in float,
+because an int8 image has too few steps for what is smooth.
 
 Whatever of a frame lies outside the range of the calibration saturates. That is intended: frames
 are clipped to `FRAME_RANGE` here, so that a rare spike does not cost all others resolution.
