@@ -412,7 +412,8 @@ class Step(keras.Model):
         for layer, modulation in zip(self.head, further, strict=True):
             more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
             x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
-        phases = ops.conv(mean, self.upsampling.mirrored_kernel(0, 1), padding="same")
+        taps = self.upsampling.mirrored_kernel(0, 1)
+        phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
         image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
         return ops.relu(ops.add(image, self.correct(x, rounded)))
 
