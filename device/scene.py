@@ -10,7 +10,7 @@ be told from its successor, and is hardly ever said to have changed.
 A change is said when two patterns in a row are far from all that was before, farther by far than
 the past patterns among themselves, and near to each other. Each pattern is a median over `GROUP`
 frames, so that a bad frame or two are nothing. A change of brightness alone, such as bleaching, is
-none; nor is a move by a few pixels, which leaves most of each block where it was.
+none. A move by a few pixels leaves most of each block where it was, and is seen by `device.motion`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections import deque
 
 import cv2
 import numpy as np
+
+from device.motion import MoveWatch
 
 BLOCK_PX = 8
 MAX_BLOCKS = 32
@@ -63,15 +65,20 @@ class SceneWatch:
         self._frames: deque[np.ndarray] = deque(maxlen=GROUP)
         self._patterns: deque[np.ndarray] = deque(maxlen=GROUP * (GROUPS - 1) + 1)
         self._usual = 0.0
+        self._motion = MoveWatch()
 
     def reset(self) -> None:
         """Forget the frames: the next one is the first of its scene."""
+        self._motion.reset()
+        self._forget()
+
+    def _forget(self) -> None:
         self._frames.clear()
         self._patterns.clear()
         self._usual = 0.0
 
     def changed(self, frame: np.ndarray) -> bool:
-        """Take a frame and tell whether the scene has changed by it.
+        """Take a frame and tell whether the scene has changed by it: another one, or moved.
 
         Parameters
         ----------
@@ -81,11 +88,17 @@ class SceneWatch:
         Returns
         -------
         bool
-            False while fewer than 60 frames were seen: there is no past to compare with.
+            False while there is no past to compare with: fewer than 60 frames were seen, or, for
+            the same scene in another place, fewer than 80.
         """
+        moved = self._motion.moved(frame)
+        return self._is_another(frame) or moved
+
+    def _is_another(self, frame: np.ndarray) -> bool:
+        """Take a frame and tell whether another scene was shown some frames ago."""
         blocks = _blocks(frame)
         if self._frames and self._frames[-1].size != blocks.size:
-            self.reset()
+            self._forget()
         self._frames.append(blocks)
         if len(self._frames) < GROUP:
             return False

@@ -1,0 +1,114 @@
+"""A specimen that was moved is seen, and one that stays never is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+import numpy as np
+import pytest
+
+from device.motion import MAX_SIDE_PX, MoveWatch
+from device.reconstructor import reconstruct_stream, reconstruct_window
+from device.scene import SHOWN_BEFORE
+from training.fluctuation import Blinking
+from training.scenes import KINDS, Scene, draw_scene
+
+from .test_reconstructor import AddingStep
+
+STAYS = 90
+MOVED_PX = 5
+
+
+def alarms(frames: Iterable[np.ndarray]) -> list[int]:
+    """Numbers of the frames by which a move was seen; the watch is reset as the stream is."""
+    watch, found = MoveWatch(), []
+    for number, frame in enumerate(frames):
+        if watch.moved(frame):
+            found.append(number)
+            watch.reset()
+    return found
+
+
+def shown(scene: Scene, count: int, seed: int = 1) -> Iterator[np.ndarray]:
+    return islice(scene.frames(np.random.default_rng(seed)), count)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, Scene]:
+    return {kind: draw_scene(kind, 96, np.random.default_rng(1)) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("right_px", [MOVED_PX, -MOVED_PX, 12])
+def test_a_move_is_seen_once_and_when_enough_frames_show_it(kind, right_px, scenes):
+    """Mutations: never; by a single frame; one direction alone; again and again after the reset;
+    so early that frames of the old place are kept as the new one's."""
+    moved = scenes[kind].moved(right_px)
+    found = alarms(chain(shown(scenes[kind], STAYS), shown(moved, STAYS, 2)))
+    assert len(found) == 1
+    assert 0 <= found[0] - STAYS - SHOWN_BEFORE < 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_specimen_that_stays_was_never_moved(kind, scenes):
+    """Mutation: fluctuation taken for a move, in 1,000 frames of each kind."""
+    assert alarms(shown(scenes[kind], 1000)) == []
+
+
+def test_noise_and_nothing_are_never_moved():
+    """Mutation: the greatest of chance likenesses is taken for a place."""
+    rng = np.random.default_rng(7)
+    assert alarms(rng.poisson(100, (300, 32, 40)).astype(np.uint16)) == []
+    assert alarms(np.full((100, 32, 40), 7, np.uint8)) == []
+
+
+def test_a_slow_drift_is_no_move(scenes):
+    """A pixel in 30 frames, as specimens drift: mutation: the past is too long ago."""
+    scene = scenes["filaments, blinking"]
+    parts = [shown(scene.moved(k), 30, k) for k in range(8)]
+    assert alarms(chain(*parts)) == []
+
+
+def test_a_large_field_is_looked_at_coarsely(scenes):
+    """Mutation: correlated at full size, which takes a Pi longer than a frame."""
+    watch = MoveWatch()
+    assert not watch.moved(np.zeros((512, 1024), np.uint16))
+    assert watch._frames[-1].shape == (MAX_SIDE_PX // 2, MAX_SIDE_PX)
+    before, after = scenes["rings, speckle"], scenes["rings, speckle"].moved(10)
+    large = (
+        frame.repeat(3, 0).repeat(3, 1) for frame in chain(shown(before, STAYS), shown(after, 20))
+    )
+    assert len(alarms(large)) == 1
+
+
+def test_another_size_begins_anew(scenes):
+    """Mutation: images of two sizes are averaged."""
+    other = draw_scene("rings, speckle", 64, np.random.default_rng(2))
+    assert alarms(chain(shown(scenes["rings, speckle"], 30), shown(other, 30))) == []
+
+
+def test_the_stream_begins_anew_in_the_new_place(scenes):
+    """Mutations: the daemon's watch does not ask this one; frames of the old place are played."""
+    scene = scenes["filaments, blinking"]
+    moved = scene.moved(MOVED_PX)
+    frames = np.stack(list(chain(shown(scene, STAYS), shown(moved, 30, 2))))
+    (alarm,) = alarms(frames)
+    results = list(reconstruct_stream(AddingStep(frames=30), frames))
+    window = reconstruct_window(AddingStep(frames=30), frames[alarm - SHOWN_BEFORE : alarm + 1])
+    assert not results[alarm - 1].warming
+    np.testing.assert_array_equal(results[alarm].image, window.image)
+
+
+def test_sparse_blinking_is_not_taken_for_a_move():
+    """Mutation: a few frames of the same emitters are taken for a place that others are not in."""
+    scene = draw_scene("filaments, blinking", 64, np.random.default_rng(3))
+    sparse = Scene(
+        scene.brightness,
+        Blinking(on_fraction=0.02, on_time_frames=8.0),
+        scene.site[:60],
+        scene.strength[:60],
+        scene.photons * 10,
+    )
+    for seed in range(1, 4):
+        assert alarms(shown(sparse, 600, seed)) == []
