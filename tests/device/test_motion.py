@@ -52,8 +52,8 @@ def test_a_move_is_seen_once_and_when_enough_frames_show_it(kind, right_px, scen
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_specimen_that_stays_was_never_moved(kind, scenes):
-    """Mutation: fluctuation taken for a move, in 1,000 frames of each kind."""
-    assert alarms(shown(scenes[kind], 1000)) == []
+    """Mutation: fluctuation taken for a move, in 500 frames of each kind."""
+    assert alarms(shown(scenes[kind], 500)) == []
 
 
 def test_noise_and_nothing_are_never_moved():

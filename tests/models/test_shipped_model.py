@@ -127,7 +127,9 @@ def found(folder, mode, y, x):
 
 @pytest.mark.parametrize("mode", ["window", "stream"])
 def test_emitters_are_where_the_contract_says(tmp_path, mode):
-    """Output pixel j lies at input (j + 0.5) / 2 - 0.5: nothing is 0.1 output px beside its place.
+    """Output pixel j lies at input (j + 0.5) / 2 - 0.5: hardly anything is 0.1 output px beside it.
+
+    The card says how seldom: one coordinate in ten may be, by 0.2 px at most; their mean by 0.03.
 
     Mutations: rows and columns swapped, a crop off by one, `[::2]` instead of area binning (half
     an output pixel), a network that knows the phases of its folding apart.
@@ -135,7 +137,9 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     places = np.random.default_rng(5).uniform((12, 14), (20, 26), (10, 2))
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
-    np.testing.assert_allclose(errors, 0, atol=0.1)
+    assert np.quantile(np.abs(errors), 0.9) < 0.1
+    np.testing.assert_allclose(errors, 0, atol=0.2)
+    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.03)
 
 
 def test_single_emitters_are_drawn_as_far_from_their_places_as_the_card_says(documents, steps):
