@@ -181,17 +181,30 @@ def test_every_frame_at_120_a_second_is_recorded_in_order(demo, tmp_path):
     assert (notes["transfer_undone"], notes["region"]) == ("linear", "0,0,128,128")
 
 
-def test_the_daemon_keeps_up_with_120_a_second(demo, tmp_path):
-    """Mutation: a queue of one frame between camera and step; a frame lost between them.
+def test_the_daemon_records_120_a_second_whatever_it_reconstructs(demo, tmp_path):
+    """Mutation: a frame lost between camera and recording, or in the accounts.
 
-    The shipped model reconstructs every frame at 128 x 128 px, and a recording beside it has every
-    number. It needs two cores that are free: a step takes most of a frame's 8.3 ms on one.
+    A step of the shipped model takes several of these frames' time: the newest wins, and the
+    others are counted as skipped.
     """
     frames = 720
     with _daemon(FPS, LEARN2SOFI_RECORDINGS=str(tmp_path)) as daemon:
         path = Path(daemon.post("api/recording", recording=True)["file"])
         daemon.until(lambda s: s["frames_captured"] >= frames, f"{frames} frames")
         daemon.post("api/recording", recording=False)
+        state = daemon.state()
+    _assert_in_order(_numbers(tifffile.imread(path)), at_least=frames // 2)
+    _assert_accounted_for(state)
+    assert state["reconstructions"] > 0
+
+
+def test_the_daemon_keeps_up_with_15_a_second(demo):
+    """Mutation: a queue of one frame between camera and step; a frame lost between them.
+
+    The shipped model reconstructs every frame at 128 x 128 px. It needs two cores that are free.
+    """
+    with _daemon(15) as daemon:
+        daemon.until(lambda s: s["frames_captured"] >= 120, "120 frames")
         state = daemon.state()
     load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
     sys.stderr.write(
@@ -200,13 +213,17 @@ def test_the_daemon_keeps_up_with_120_a_second(demo, tmp_path):
         f"latency {state['latency_ms']['p50']:.0f} ms, p95 {state['latency_ms']['p95']:.0f} ms, "
         f"{load}\n"
     )
-    _assert_in_order(_numbers(tifffile.imread(path)), at_least=frames // 2)
-    assert state["frames_missed"] == sum(state["frames_discarded"].values()) == 0
-    ended = state["frames_processed"] + state["frames_skipped"]
-    assert 0 <= state["frames_captured"] - ended <= 1
-    assert state["error"] is None
+    _assert_accounted_for(state)
     # Last, as a busy machine alone can fail it: all above holds on any.
     assert state["frames_skipped"] == 0, f"{load}; expected two that are free"
+
+
+def _assert_accounted_for(state):
+    """Every frame was reconstructed or skipped, but for one at work and one that waits."""
+    assert state["frames_missed"] == sum(state["frames_discarded"].values()) == 0
+    ended = state["frames_processed"] + state["frames_skipped"]
+    assert 0 <= state["frames_captured"] - ended <= 2
+    assert state["error"] is None
 
 
 def _assert_in_order(numbers: np.ndarray, at_least: int) -> None:
