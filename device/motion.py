@@ -61,16 +61,15 @@ class MoveWatch:
 
     def __init__(self) -> None:
         self._frames: deque[np.ndarray] = deque(maxlen=PAST + MOVED + GROUP)
-        self._in_place: deque[bool] = deque(maxlen=STAYED + BETWEEN + MOVED)
-        self._away: deque[bool] = deque(maxlen=MOVED)
+        # Of each group, whether it was elsewhere, and whether it was like the past anywhere.
+        self._groups: deque[tuple[bool, bool]] = deque(maxlen=STAYED + BETWEEN + MOVED)
 
     def reset(self) -> None:
         """Forget the frames: the next one is the first."""
         self._frames.clear()
-        self._in_place.clear()
-        self._away.clear()
+        self._groups.clear()
 
-    def moved(self, frame: np.ndarray) -> bool:
+    def changed(self, frame: np.ndarray) -> bool:
         """Take a frame and tell whether the specimen was moved some frames ago.
 
         Parameters
@@ -89,16 +88,18 @@ class MoveWatch:
         self._frames.append(small)
         if len(self._frames) < PAST + MOVED + GROUP:
             return False
-        frames = np.stack(list(self._frames))  # (n, h, w)
-        past, last = _spectrum(frames[: -MOVED - GROUP]), _spectrum(frames[-GROUP:])
-        away_px, likeness, stayed = _most_alike(past, last, small.shape)
-        alike = likeness >= MIN_LIKENESS
-        self._in_place.append(alike and away_px < MIN_MOVE_PX)
-        self._away.append(away_px >= MIN_MOVE_PX)
-        stayed_before = len(self._in_place) == STAYED + BETWEEN + MOVED and all(
-            islice(self._in_place, STAYED)
+        frames = list(self._frames)
+        away_px, likeness, stayed = _most_alike(
+            _contrast(frames[: -MOVED - GROUP]), _contrast(frames[-GROUP:])
         )
-        return stayed_before and all(self._away) and alike and likeness >= stayed + MIN_GAIN
+        alike = likeness >= MIN_LIKENESS
+        self._groups.append((away_px >= MIN_MOVE_PX, alike))
+        if len(self._groups) < STAYED + BETWEEN + MOVED:
+            return False
+        before, after = islice(self._groups, STAYED), islice(self._groups, STAYED + BETWEEN, None)
+        stayed_before = all(known and not away for away, known in before)
+        moved = alike and likeness >= stayed + MIN_GAIN and all(away for away, _ in after)
+        return stayed_before and moved
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
@@ -109,25 +110,15 @@ def _small(frame: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), _BLUR_PX))
 
 
-def _spectrum(frames: np.ndarray) -> np.ndarray:
-    """Fourier transform of the mean of frames, (n, h, w), without its level and its edges."""
-    mean = frames.mean(axis=0)
+def _contrast(frames: list[np.ndarray]) -> np.ndarray:
+    """Mean of frames, (h, w) each, without its level and its edges."""
+    mean = np.mean(frames, axis=0)
     height, width = mean.shape
-    edges = np.outer(np.hanning(height), np.hanning(width))
-    return np.fft.rfft2((mean - mean.mean()) * edges)
+    return (mean - mean.mean()) * np.outer(np.hanning(height), np.hanning(width))
 
 
-def _most_alike(
-    past: np.ndarray, new: np.ndarray, shape: tuple[int, int]
-) -> tuple[int, float, float]:
-    """Say at which displacement two images are most alike.
-
-    Parameters
-    ----------
-    past, new : ndarray
-        Their spectra.
-    shape : (int, int)
-        Height and width of the images in px.
+def _most_alike(past: np.ndarray, new: np.ndarray) -> tuple[int, float, float]:
+    """Say at which displacement two images, (h, w), are most alike.
 
     Returns
     -------
@@ -137,12 +128,12 @@ def _most_alike(
         Correlation there, and at no displacement; 0 for an image without contrast, and where it is
         greatest at the end of what is looked at.
     """
-    products = [np.fft.irfft2(np.conj(past) * past, s=shape)[0, 0]]
-    products.append(np.fft.irfft2(np.conj(new) * new, s=shape)[0, 0])
-    length = float(np.sqrt(products[0] * products[1]))
+    length = float(np.linalg.norm(past) * np.linalg.norm(new))
     if length <= 0:
         return 0, 0.0, 0.0
-    alike = np.fft.fftshift(np.fft.irfft2(np.conj(past) * new, s=shape)) / length
+    shape = past.shape
+    products = np.fft.irfft2(np.conj(np.fft.rfft2(past)) * np.fft.rfft2(new), s=shape)
+    alike = np.fft.fftshift(products) / length
     y, x = shape[0] // 2, shape[1] // 2
     reach_y, reach_x = min(MAX_MOVE_PX, y // 2), min(MAX_MOVE_PX, x // 2)
     near = alike[y - reach_y : y + reach_y + 1, x - reach_x : x + reach_x + 1]

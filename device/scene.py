@@ -91,7 +91,7 @@ class SceneWatch:
             False while there is no past to compare with: fewer than 60 frames were seen, or, for
             the same scene in another place, fewer than 80.
         """
-        moved = self._motion.moved(frame)
+        moved = self._motion.changed(frame)
         return self._is_another(frame) or moved
 
     def _is_another(self, frame: np.ndarray) -> bool:

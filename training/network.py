@@ -392,16 +392,15 @@ class Step(keras.Model):
         h: Any,
         psf_sigma_px: Any,
         rounded: Rounding = exact,
-        within: tuple[float, float] | None = None,
+        seen: Any = None,
     ) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
 
         In the int8 file the mean is interpolated, and what the head makes is added to it, in float:
         see `quantize`. In training, `rounded` shows the head the steps of int8. The mean is
-        interpolated as it is; the head is shown it `within` these limits.
+        interpolated as it is; the head is shown it as `seen`, where that is given.
         """
-        seen = ops.clip(mean, *within) if within else mean
-        folded = ops.space_to_depth(seen, FOLD)  # (B, H/2, W/2, 4)
+        folded = ops.space_to_depth(mean if seen is None else seen, FOLD)  # (B, H/2, W/2, 4)
         change = self.psf(psf_sigma_px)  # (B, knots)
         first, *further = self.modulations
         of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
@@ -454,13 +453,12 @@ class Step(keras.Model):
 
         The int8 file has them as ranges of its inputs.
         """
-        frame, mean, within = inputs["frame"], inputs["mean"], None
+        frame, mean = inputs["frame"], inputs["mean"]
         seen = mean
         if limited:
-            within = MEAN_RANGE
             frame, seen = ops.clip(frame, *FRAME_RANGE), ops.clip(mean, *MEAN_RANGE)
         h, c = self.recur(frame, seen, inputs["h"], inputs["c"])
-        image = self.read(mean, h, inputs["psf_sigma_px"], within=within)
+        image = self.read(mean, h, inputs["psf_sigma_px"], seen=seen)
         return {"image": image, "h_out": h, "c_out": c}
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -11,27 +11,19 @@ import pytest
 from device.motion import MAX_SIDE_PX, MoveWatch
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.scene import SHOWN_BEFORE
-from training.fluctuation import Blinking
 from training.scenes import KINDS, Scene, draw_scene
 
 from .test_reconstructor import AddingStep
+from .test_scene import alarms as scene_alarms
+from .test_scene import shown, sparse_scene
 
 STAYS = 90
 MOVED_PX = 5
 
 
 def alarms(frames: Iterable[np.ndarray]) -> list[int]:
-    """Numbers of the frames by which a move was seen; the watch is reset as the stream is."""
-    watch, found = MoveWatch(), []
-    for number, frame in enumerate(frames):
-        if watch.moved(frame):
-            found.append(number)
-            watch.reset()
-    return found
-
-
-def shown(scene: Scene, count: int, seed: int = 1) -> Iterator[np.ndarray]:
-    return islice(scene.frames(np.random.default_rng(seed)), count)
+    """Numbers of the frames by which a move was seen."""
+    return scene_alarms(frames, MoveWatch)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +65,7 @@ def test_a_slow_drift_is_no_move(scenes):
 def test_a_large_field_is_looked_at_coarsely(scenes):
     """Mutation: correlated at full size, which takes a Pi longer than a frame."""
     watch = MoveWatch()
-    assert not watch.moved(np.zeros((512, 1024), np.uint16))
+    assert not watch.changed(np.zeros((512, 1024), np.uint16))
     assert watch._frames[-1].shape == (MAX_SIDE_PX // 2, MAX_SIDE_PX)
     before, after = scenes["rings, speckle"], scenes["rings, speckle"].moved(10)
     large = (
@@ -102,13 +94,5 @@ def test_the_stream_begins_anew_in_the_new_place(scenes):
 
 def test_sparse_blinking_is_not_taken_for_a_move():
     """Mutation: a few frames of the same emitters are taken for a place that others are not in."""
-    scene = draw_scene("filaments, blinking", 64, np.random.default_rng(3))
-    sparse = Scene(
-        scene.brightness,
-        Blinking(on_fraction=0.02, on_time_frames=8.0),
-        scene.site[:60],
-        scene.strength[:60],
-        scene.photons * 10,
-    )
     for seed in range(1, 4):
-        assert alarms(shown(sparse, 600, seed)) == []
+        assert alarms(shown(sparse_scene(), 600, seed)) == []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from device.camera import Frame
+from device.motion import MoveWatch
 from device.reconstructor import Reconstructor, reconstruct_stream, reconstruct_window
 from device.ring_buffer import RingBuffer
 from device.scene import SHOWN_BEFORE, SceneWatch
@@ -22,9 +23,11 @@ LEARNT = 60
 STAYS = 120
 
 
-def alarms(frames: Iterable[np.ndarray]) -> list[int]:
-    """Numbers of the frames that show another scene; the watch is reset as the stream is."""
-    watch, found = SceneWatch(), []
+def alarms(
+    frames: Iterable[np.ndarray], kind: type[SceneWatch | MoveWatch] = SceneWatch
+) -> list[int]:
+    """Numbers of the frames by which a watch saw a change; it is reset as the stream is."""
+    watch, found = kind(), []
     for number, frame in enumerate(frames):
         if watch.changed(frame):
             found.append(number)
@@ -34,6 +37,18 @@ def alarms(frames: Iterable[np.ndarray]) -> list[int]:
 
 def shown(scene: Scene, count: int, seed: int = 1) -> Iterator[np.ndarray]:
     return islice(scene.frames(np.random.default_rng(seed)), count)
+
+
+def sparse_scene() -> Scene:
+    """Few emitters that are seldom on."""
+    scene = draw_scene("filaments, blinking", 64, np.random.default_rng(3))
+    return Scene(
+        scene.brightness,
+        Blinking(on_fraction=0.02, on_time_frames=8.0),
+        scene.site[:60],
+        scene.strength[:60],
+        scene.photons * 10,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +164,4 @@ def test_the_stream_begins_anew_with_the_new_scene(two):
 def test_sparse_blinking_is_not_taken_for_change():
     """Mutations: a fixed threshold, above which a specimen that never looks the same twice is; what
     is usual judged by the last 60 frames alone."""
-    scene = draw_scene("filaments, blinking", 64, np.random.default_rng(3))
-    sparse = Scene(
-        scene.brightness,
-        Blinking(on_fraction=0.02, on_time_frames=8.0),
-        scene.site[:60],
-        scene.strength[:60],
-        scene.photons * 10,
-    )
-    assert alarms(shown(sparse, 600)) == []
+    assert alarms(shown(sparse_scene(), 600)) == []
