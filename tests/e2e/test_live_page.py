@@ -195,6 +195,10 @@ def test_mode_and_reset_reach_the_daemon(daemon, page):
     click(page, "[name=mode][value=window]")
     wait_until(lambda: daemon.state()["mode"] == "window", "window mode")
     wait_until(lambda: page.find_element("id", "mode-now").text == "window", "the status line")
+    # Back to the stream: while one window is computed, more than 30 frames may come and fill the
+    # buffer again, and nobody would have seen that it was empty.
+    click(page, "[name=mode][value=stream]")
+    wait_until(lambda: daemon.state()["mode"] == "stream", "stream mode")
     wait_until(lambda: daemon.state()["buffer"]["length"] == 30, "the buffer")
     click(page, "#reset")
     wait_until(lambda: daemon.state()["buffer"]["length"] < 30, "an emptied buffer")
