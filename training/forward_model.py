@@ -100,6 +100,10 @@ class ForwardModelSettings(BaseModel):
     """Part of the sensors with hot pixels."""
     hot_pixel_fraction: Range = (1e-4, 2e-3)
     """Of the pixels, log-uniform."""
+    column_probability: Fraction = 0.0
+    """Part of the sensors whose columns have offsets of their own."""
+    column_offset_e: Range = (0.02, 1.0)
+    """Standard deviation of these offsets, photoelectrons, log-uniform."""
     bayer_probability: Fraction = 0.1
     """Part of the sensors behind a colour mosaic, the green of which is interpolated."""
     resampling_probability: Fraction = 0.2
@@ -407,6 +411,8 @@ def draw_sensor(settings: ForwardModelSettings, photons: float, rng: np.random.G
     efficiency = rng.uniform(*settings.quantum_efficiency)
     level = _log_uniform((0.05, 0.6), rng) * 2**bits
     hot = rng.random() < settings.hot_pixel_probability
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    columns = settings.column_probability > 0 and rng.random() < settings.column_probability
     return Sensor(
         quantum_efficiency=efficiency,
         read_noise_e=_log_uniform(settings.read_noise_e, rng),
@@ -416,6 +422,7 @@ def draw_sensor(settings: ForwardModelSettings, photons: float, rng: np.random.G
         response_spread=_log_uniform(settings.response_spread, rng),
         hot_pixel_fraction=_log_uniform(settings.hot_pixel_fraction, rng) if hot else 0.0,
         hot_pixel_e=efficiency * photons,
+        column_offset_e=_log_uniform(settings.column_offset_e, rng) if columns else 0.0,
         processing=draw_processing(settings, bits, rng),
     )
 

@@ -31,6 +31,9 @@ class Sensor:
         Part of the pixels that are hot.
     hot_pixel_e : float
         Mean dark signal of the hot pixels in photoelectrons per frame, exponentially distributed.
+    column_offset_e : float
+        Standard deviation of the columns' offsets in photoelectrons: each has an amplifier of its
+        own, or even and odd ones share two, by which they differ as much.
     processing : Processing
         What the camera does to the frame afterwards.
     """
@@ -43,6 +46,7 @@ class Sensor:
     response_spread: float = 0.0
     hot_pixel_fraction: float = 0.0
     hot_pixel_e: float = 0.0
+    column_offset_e: float = 0.0
     processing: Processing = field(default_factory=Processing)
 
     def electrons(self, photons: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -52,11 +56,12 @@ class Sensor:
     def expose(self, photons: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Turn expected photons per pixel, (..., H, W), into ADU, uint16.
 
-        Hot pixels and sensitivities are drawn once, and are the same in all of these frames.
+        Hot pixels, sensitivities and columns are drawn once: the same in all of these frames.
         """
         response, dark = self._fixed_pattern(photons.shape[-2:], rng)  # (H, W) each
         electrons = self.electrons(photons * response + dark, rng)
         electrons += rng.standard_normal(electrons.shape, np.float32) * self.read_noise_e
+        electrons += self._columns(photons.shape[-1], rng)
         analogue = self.gain_adu_per_e * electrons + self.offset_adu
         adu = np.rint(self.processing.interpolate(analogue))
         converted = np.clip(adu, 0, 2**self.bit_depth - 1).astype(np.uint16)
@@ -74,6 +79,13 @@ class Sensor:
             hot = rng.random(shape) < self.hot_pixel_fraction
             dark = hot * rng.exponential(self.hot_pixel_e / self.quantum_efficiency, shape)
         return response, dark
+
+    def _columns(self, width: int, rng: np.random.Generator) -> np.ndarray | float:
+        """Offset of every column in photoelectrons, (W,)."""
+        if self.column_offset_e == 0:
+            return 0.0
+        own, even, odd = rng.normal(0, self.column_offset_e, (3, width))
+        return (own + np.where(np.arange(width) % 2, odd[0], even[0])).astype(np.float32)
 
     def adu_per_photon(self) -> float:
         """Expected ADU above offset for one photon."""

@@ -101,6 +101,23 @@ def test_hot_pixels_are_few_bright_and_stay() -> None:
     assert frames[:, hot].mean() == pytest.approx(1000, rel=0.25)  # 5 / sqrt(400)
 
 
+def test_columns_have_offsets_and_even_and_odd_ones_differ() -> None:
+    """Catches rows for columns, offsets drawn anew for each frame, and none that alternate.
+
+    Of 1,600 sensors the difference of even and odd is sqrt(2) times a column's, within 5 of its
+    standard errors of 1 / sqrt(3,200).
+    """
+    sensor = Sensor(1.0, 0.0, offset_adu=100, gain_adu_per_e=100, column_offset_e=0.1)
+    frames = sensor.expose(np.zeros((2, 3, 8)), np.random.default_rng(9)).astype(int)
+    assert np.array_equal(frames[0], frames[1])
+    assert np.ptp(frames[0], axis=0).max() == 0 and np.ptp(frames[0], axis=1).min() > 0
+    rng = np.random.default_rng(10)
+    dark = np.stack([sensor.expose(np.zeros((1, 64)), rng)[0] for _ in range(1600)]) / 100 - 1
+    apart = dark[:, ::2].mean(axis=1) - dark[:, 1::2].mean(axis=1)
+    own = 0.1 * np.sqrt(1 / 16)  # what 32 even and 32 odd columns of their own leave
+    assert apart.std() == pytest.approx(np.hypot(0.1 * np.sqrt(2), own), rel=0.09)
+
+
 def test_processing_comes_after_the_noise() -> None:
     """Catches noise that is white although the frames were interpolated."""
     sensor = Sensor(
