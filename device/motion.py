@@ -5,15 +5,15 @@ at patterns of coarse blocks, which such a move leaves much as they were; here t
 correlated with those before them at every displacement. A specimen that stays, however it
 fluctuates, is most like itself where it is. One that was moved is most like itself elsewhere.
 
-A move is said when the last groups of frames were all most like the past elsewhere, the last of
-them by far, and those before that were all most like it where it was. What is too noisy or too
-sparse to be known again is therefore never said to have moved.
+A specimen that was in its place for long and is not any more is followed: what is seen is compared
+with what was seen last in the old place, however long the way. A move is said when the last groups
+of frames were all most like it in the same other place. What is too noisy or too sparse to be known
+again is therefore never said to have moved.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from itertools import islice
 
 import cv2
 import numpy as np
@@ -21,17 +21,22 @@ import numpy as np
 GROUP = 5
 """Frames whose mean is correlated with the past."""
 
-MOVED = 7
-"""Groups in a row, each a frame later than the one before, that must be elsewhere. The first is so
-with the second or third frame that shows the new place; with the last, `device.scene.SHOWN_BEFORE`
-and one have shown it."""
+SETTLED = 9
+"""Groups in a row, each a frame later than the one before, that must be in the same other place,
+give or take a pixel. With the last, `device.scene.SHOWN_BEFORE` frames and one have shown it, be
+it the end of a jump or of half a pixel per frame."""
 
 STAYED = 30
 """Groups in a row that must have been in their place before, and much like the past there: where
 few emitters blink seldom, a group is like nothing but the brightest of the moment."""
 
-BETWEEN = 2
-"""Groups between those that may be anywhere."""
+PATIENCE = 90
+"""Frames that a move may take: a stage that is turned by hand is some seconds on its way. After
+that the place where the specimen is becomes its own."""
+
+MAX_UNKNOWN = 2
+"""Groups on the way that may be like the past nowhere. With more, what was in its place for a while
+was that by chance, or is gone."""
 
 PAST = 30
 """Frames before all that may be moved whose mean they are correlated with."""
@@ -40,12 +45,13 @@ MAX_SIDE_PX = 128
 """Larger fields are looked at in pixels as much larger."""
 
 MIN_MOVE_PX = 2
-"""Along an axis, in the pixels that are looked at. Of simulated specimens that stay, the likeness
-is never greatest farther away than 1 px (tests/device/test_motion.py)."""
+"""Along an axis, in the pixels that are looked at: nearer, the likeness of what stays is greatest
+now and then."""
 
 MAX_MOVE_PX = 16
 """As far as is looked, and at most a quarter of the field: farther away, little of the specimen is
-left in it, and likeness is chance. A likeness that still grows there is of no move."""
+left in it, and likeness is chance. A likeness that is greatest there, where it may still grow, is
+of no move."""
 
 MIN_LIKENESS = 0.4
 """Correlation with the past where it is greatest: below, it may be another specimen, or noise."""
@@ -55,27 +61,37 @@ MIN_GAIN = 0.1
 
 _BLUR_PX = 1.0  # sigma: noise of single pixels is like nothing
 
+Place = tuple[int, int]
+"""Displacement along y and x in px."""
+
 
 class MoveWatch:
     """Looks at every frame of a stream; used by one thread."""
 
     def __init__(self) -> None:
-        self._frames: deque[np.ndarray] = deque(maxlen=PAST + MOVED + GROUP)
-        # Of each group, whether it was elsewhere, and whether it was like the past anywhere.
-        self._groups: deque[tuple[bool, bool]] = deque(maxlen=STAYED + BETWEEN + MOVED)
+        self._frames: deque[np.ndarray] = deque(maxlen=PAST + SETTLED + GROUP)
+        self._stayed = 0  # groups in a row that were in their place
+        self._left: np.ndarray | None = None  # what was last seen there, (h, w)
+        self._since = self._unknown = 0  # groups since then, and how many were not known again
+        self._places: deque[Place | None] = deque(maxlen=SETTLED)
 
     def reset(self) -> None:
         """Forget the frames: the next one is the first."""
         self._frames.clear()
-        self._groups.clear()
+        self._start()
+
+    def _start(self) -> None:
+        """Take the place where the specimen is for its own."""
+        self._stayed, self._left, self._since, self._unknown = 0, None, 0, 0
+        self._places.clear()
 
     def changed(self, frame: np.ndarray) -> bool:
-        """Take a frame and tell whether the specimen was moved some frames ago.
+        """Take a frame and tell whether the specimen was moved and has been in its new place since.
 
         Parameters
         ----------
         frame : ndarray
-            (H, W) in ADU; another shape than before begins anew.
+            (H, W) in ADU.
 
         Returns
         -------
@@ -86,20 +102,34 @@ class MoveWatch:
         if self._frames and self._frames[-1].shape != small.shape:
             self.reset()
         self._frames.append(small)
-        if len(self._frames) < PAST + MOVED + GROUP:
+        if len(self._frames) < PAST + SETTLED + GROUP:
             return False
         frames = list(self._frames)
-        away_px, likeness, stayed = _most_alike(
-            _contrast(frames[: -MOVED - GROUP]), _contrast(frames[-GROUP:])
-        )
-        alike = likeness >= MIN_LIKENESS
-        self._groups.append((away_px >= MIN_MOVE_PX, alike))
-        if len(self._groups) < STAYED + BETWEEN + MOVED:
+        past = _contrast(frames[: -SETTLED - GROUP]) if self._left is None else self._left
+        place, likeness, at_home = _most_alike(past, _contrast(frames[-GROUP:]))
+        known = likeness >= MIN_LIKENESS
+        if known and not _away(place):
+            if self._left is not None:
+                self._start()  # it is back
+            self._stayed += 1
             return False
-        before, after = islice(self._groups, STAYED), islice(self._groups, STAYED + BETWEEN, None)
-        stayed_before = all(known and not away for away, known in before)
-        moved = alike and likeness >= stayed + MIN_GAIN and all(away for away, _ in after)
-        return stayed_before and moved
+        if self._left is None:
+            if self._stayed < STAYED:
+                self._stayed = 0
+                return False
+            self._left = past
+        self._since += 1
+        self._unknown += not known
+        if self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
+            self._start()
+            return False
+        self._places.append(place if known else None)
+        return self._is_settled() and likeness >= at_home + MIN_GAIN
+
+    def _is_settled(self) -> bool:
+        """Tell whether the last groups were all in the same other place, give or take a pixel."""
+        known = [place for place in self._places if place is not None]
+        return len(known) == SETTLED and bool(np.all(np.ptp(known, axis=0) <= 1))
 
 
 def _small(frame: np.ndarray) -> np.ndarray:
@@ -117,28 +147,32 @@ def _contrast(frames: list[np.ndarray]) -> np.ndarray:
     return (mean - mean.mean()) * np.outer(np.hanning(height), np.hanning(width))
 
 
-def _most_alike(past: np.ndarray, new: np.ndarray) -> tuple[int, float, float]:
+def _most_alike(past: np.ndarray, new: np.ndarray) -> tuple[Place, float, float]:
     """Say at which displacement two images, (h, w), are most alike.
 
     Returns
     -------
-    away : int
-        The displacement in px along y or x, whichever is larger.
-    likeness, stayed : float
+    place : (int, int)
+        The displacement.
+    likeness, at_home : float
         Correlation there, and at no displacement; 0 for an image without contrast, and where it is
         greatest at the end of what is looked at.
     """
     length = float(np.linalg.norm(past) * np.linalg.norm(new))
     if length <= 0:
-        return 0, 0.0, 0.0
+        return (0, 0), 0.0, 0.0
     shape = past.shape
     products = np.fft.irfft2(np.conj(np.fft.rfft2(past)) * np.fft.rfft2(new), s=shape)
     alike = np.fft.fftshift(products) / length
     y, x = shape[0] // 2, shape[1] // 2
     reach_y, reach_x = min(MAX_MOVE_PX, y // 2), min(MAX_MOVE_PX, x // 2)
     near = alike[y - reach_y : y + reach_y + 1, x - reach_x : x + reach_x + 1]
-    dy, dx = np.unravel_index(int(np.argmax(near)), near.shape)
-    away_y, away_x = abs(int(dy) - reach_y), abs(int(dx) - reach_x)
-    if away_y == reach_y or away_x == reach_x:
-        return 0, 0.0, 0.0
-    return max(away_y, away_x), float(near[dy, dx]), float(near[reach_y, reach_x])
+    row, column = np.unravel_index(int(np.argmax(near)), near.shape)
+    dy, dx = int(row) - reach_y, int(column) - reach_x
+    if abs(dy) == reach_y or abs(dx) == reach_x:
+        return (0, 0), 0.0, 0.0
+    return (dy, dx), float(near[row, column]), float(near[reach_y, reach_x])
+
+
+def _away(place: Place) -> bool:
+    return max(abs(along) for along in place) >= MIN_MOVE_PX

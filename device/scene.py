@@ -11,6 +11,8 @@ A change is said when two patterns in a row are far from all that was before, fa
 the past patterns among themselves, and near to each other. Each pattern is a median over `GROUP`
 frames, so that a bad frame or two are nothing. A change of brightness alone, such as bleaching, is
 none. A move by a few pixels leaves most of each block where it was, and is seen by `device.motion`.
+What passes slowly through the field until it shows something else is not seen: its patterns are the
+past among which the next is usual.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class SceneWatch:
         Parameters
         ----------
         frame : ndarray
-            (H, W) in ADU; another shape than before begins anew.
+            (H, W) in ADU, uint8, uint16 or float32; another shape than before begins anew.
 
         Returns
         -------
@@ -91,6 +93,7 @@ class SceneWatch:
             False while there is no past to compare with: fewer than 60 frames were seen, or, for
             the same scene in another place, fewer than 80.
         """
+        frame = cv2.medianBlur(frame, 3)  # hot pixels always stay, whatever the specimen does
         moved = self._motion.changed(frame)
         return self._is_another(frame) or moved
 

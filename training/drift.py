@@ -60,7 +60,9 @@ class StepResponse:
         The same as the daemon plays it, which begins anew where it sees the scene change.
     ghost : float
         What is left of the old specimen's detail `GHOST_AFTER` frames after the change, over what
-        it was before. See `ghost`.
+        it was before, without a reset. See `ghost`.
+    daemon_ghost : float
+        The same as the daemon plays it.
     """
 
     scene: str
@@ -70,6 +72,7 @@ class StepResponse:
     window_db: float
     daemon_db: float
     ghost: float
+    daemon_ghost: float
 
 
 class Streams:
@@ -203,25 +206,34 @@ def step_response(
         if number in ends:
             snapshots[number] = images, streams.windows()
     before, recovered, late = (snapshots[end] for end in ends)
-    return [
-        StepResponse(
-            name,
-            change,
-            form,
-            psnr_db(recovered[0][form], own),
-            psnr_db(recovered[1][form], own),
-            psnr_db(_as_the_daemon(steps[form], arrays[: CHANGE_AT + RECOVERED_AFTER]), own),
-            (ghost(late[0][form], own, old) - ghost(late[1][form], own, old))
-            / ghost(before[0][form], own, old),
+    found = []
+    for form, step in steps.items():
+        daemon = _as_the_daemon(step, arrays, ends)
+        of_window, of_old = ghost(late[1][form], own, old), ghost(before[0][form], own, old)
+        found.append(
+            StepResponse(
+                name,
+                change,
+                form,
+                stream_db=psnr_db(recovered[0][form], own),
+                window_db=psnr_db(recovered[1][form], own),
+                daemon_db=psnr_db(daemon[ends[1]], own),
+                ghost=(ghost(late[0][form], own, old) - of_window) / of_old,
+                daemon_ghost=(ghost(daemon[ends[2]], own, old) - of_window) / of_old,
+            )
         )
-        for form in steps
-    ]
+    return found
 
 
-def _as_the_daemon(step: Step, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Play frames, (H, W) each, to a stream that watches the scene; its last image, (2H, 2W)."""
-    *_, last = reconstruct_stream(step, arrays)
-    return last.image
+def _as_the_daemon(
+    step: Step, arrays: Sequence[np.ndarray], ends: Sequence[int]
+) -> dict[int, np.ndarray]:
+    """Play frames, (H, W) each, to a stream that watches the scene.
+
+    Returns its images, (2H, 2W), after so many frames each.
+    """
+    results = enumerate(reconstruct_stream(step, arrays), start=1)
+    return {number: result.image for number, result in results if number in ends}
 
 
 def _changing(scenes: tuple[Scene, Scene], rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -106,8 +106,7 @@ STREAMS = """
 On simulated specimens that neither move nor bleach (`make accuracy`): PSNR of the stream, and of a
 window of the same last frames; then how a stream that nobody resets takes a specimen that is
 replaced by another, or moves by 5 px. *The daemon's* begins anew where it sees another scene or a
-move, with the frames that show it by then. A *ghost* is what is left of the old one's detail where
-nobody resets.
+move, with the frames that show it by then. A *ghost* is what is left of the old one's detail.
 
 {tables}"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
+import cv2
 import numpy as np
 import pytest
 
@@ -32,14 +33,48 @@ def scenes() -> dict[str, Scene]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("right_px", [MOVED_PX, -MOVED_PX, 12])
+@pytest.mark.parametrize("right_px", [3, MOVED_PX, -MOVED_PX, 12, 15])
 def test_a_move_is_seen_once_and_when_enough_frames_show_it(kind, right_px, scenes):
     """Mutations: never; by a single frame; one direction alone; again and again after the reset;
     so early that frames of the old place are kept as the new one's."""
     moved = scenes[kind].moved(right_px)
     found = alarms(chain(shown(scenes[kind], STAYS), shown(moved, STAYS, 2)))
     assert len(found) == 1
-    assert 0 <= found[0] - STAYS - SHOWN_BEFORE < 5
+    assert 0 <= found[0] - STAYS - SHOWN_BEFORE < 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", [range(1, 11), range(1, 15), np.repeat(range(1, 11), 2)])
+def test_a_slow_move_is_seen_when_it_has_ended(kind, way, scenes):
+    """A stage turned by hand, a pixel in a frame or two.
+
+    Mutations: seen on the way, so that the new stream begins with frames of many places; the way
+    itself taken for the past, so that the end of it is never seen.
+    """
+    scene = scenes[kind]
+    passing = (frame for k, px in enumerate(way) for frame in shown(scene.moved(px), 1, 10 + k))
+    settled = shown(scene.moved(way[-1]), STAYS, 2)
+    found = alarms(chain(shown(scene, STAYS), passing, settled))
+    assert len(found) == 1
+    first = STAYS + len(way) - 1  # that shows the place where it stays
+    assert 0 <= found[0] - first - SHOWN_BEFORE < 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_that_comes_back_was_not_moved(kind, scenes):
+    """Mutation: what was on the way stays elsewhere for the watch when it is back."""
+    scene = scenes[kind]
+    knocked = (frame for px in (4, 8, 4) for frame in shown(scene.moved(px), 2, 10 + px))
+    assert alarms(chain(shown(scene, STAYS), knocked, shown(scene, STAYS, 2))) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hot_pixels_do_not_hold_a_specimen_in_its_place(kind, scenes):
+    """Mutation: what never moves, brighter than all else, is the most alike."""
+    dark = np.zeros(scenes[kind].shape, np.uint16)
+    dark[tuple(np.random.default_rng(3).integers(0, 96, (2, 9)))] = 4000
+    moving = chain(shown(scenes[kind], STAYS), shown(scenes[kind].moved(MOVED_PX), 20, 2))
+    assert len(scene_alarms(frame + dark for frame in moving)) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,7 +91,7 @@ def test_noise_and_nothing_are_never_moved():
 
 
 def test_a_slow_drift_is_no_move(scenes):
-    """A pixel in 30 frames, as specimens drift: mutation: the past is too long ago."""
+    """A pixel in 30 frames, as specimens drift. Mutation: the past is too long ago."""
     scene = scenes["filaments, blinking"]
     parts = [shown(scene.moved(k), 30, k) for k in range(8)]
     assert alarms(chain(*parts)) == []
@@ -90,6 +125,17 @@ def test_the_stream_begins_anew_in_the_new_place(scenes):
     window = reconstruct_window(AddingStep(frames=30), frames[alarm - SHOWN_BEFORE : alarm + 1])
     assert not results[alarm - 1].warming
     np.testing.assert_array_equal(results[alarm].image, window.image)
+
+
+def test_a_broad_specimen_that_flickers_was_never_moved():
+    """It is nearly as alike a little beside its place. Mutation: a likeness elsewhere that is
+    hardly greater than at home is a move."""
+    y, x = np.mgrid[:64, :64]
+    rng = np.random.default_rng(4)
+    body = np.exp(-((y - 32) ** 2 + (x - 32) ** 2) / (2 * 14**2))
+    field = np.stack([cv2.GaussianBlur(rng.normal(size=(64, 64)), (0, 0), 6) for _ in range(40)])
+    light = 40 * body * np.clip(1 + 6 * field, 0, None)  # its grain changes every ten frames
+    assert alarms(rng.poisson(light.repeat(10, axis=0)).astype(np.uint16)) == []
 
 
 def test_sparse_blinking_is_not_taken_for_a_move():

@@ -178,12 +178,16 @@ def test_a_ghost_is_as_strong_as_the_memory(scene, change):
 
 
 def test_the_daemons_stream_begins_anew_where_the_specimen_is_another(scene):
-    """Mutations: a watch that resets the stream that nobody resets; one that is never asked."""
+    """Mutations: a watch that resets the stream that nobody resets; one that is never asked; a
+    ghost of the one for the other's.
+    """
     other = scenes.draw_scene("filaments, blinking", 64, rng(7))
     steps = {"float32": LeakyStep()}
     (replaced,) = drift.step_response("s", "replaced", (scene, other), steps, rng(4))
     assert replaced.daemon_db > replaced.stream_db + 0.5
     assert replaced.daemon_db == pytest.approx(replaced.window_db, abs=0.5)  # of fewer frames
+    assert replaced.ghost > 0.1
+    assert replaced.daemon_ghost == pytest.approx(0, abs=0.02)  # it has never seen the old one
 
 
 def test_a_ghost_is_the_old_detail_alone():

@@ -84,7 +84,8 @@ def test_a_card_can_be_written_of_every_release(
     response = {"scene": "s", "change": "moved", "form": "int8", "stream_db": 20.0}
     responses = [
         response
-        | {"window_db": 20.5, "daemon_db": 20.25, "ghost": 0.015, "form": form, "change": change}
+        | {"window_db": 20.5, "daemon_db": 20.25, "ghost": 0.015, "daemon_ghost": 0.005}
+        | {"form": form, "change": change}
         for form in ("float32", "int8")
         for change in ("moved", "replaced")
     ]
@@ -100,7 +101,7 @@ def test_a_card_can_be_written_of_every_release(
     }
     card = render_card(content | {"files": files}, evaluation, 39080)
     assert "| 30,000 | 25.25 | 25.25 | 25.25 | 25.25 |" in card
-    assert "| moved, int8 | -0.50 | -0.50 | -0.25 | -0.25 | 1.5% | 1.5% |" in card
+    assert "| moved, int8 | -0.50 | -0.50 | 1.5% | 1.5% | -0.25 | -0.25 | 0.5% | 0.5% |" in card
     assert "`c_out` 1.00% at -128 and 2.00% at 127" in card
     assert "39,080" in card
     assert "| window | +1.000 | +1.000 |" in card
