@@ -793,7 +793,10 @@ class Pipeline:
         self._reconstructor.interval_s = arrival.era.interval_s
         kept = 0 if broken else self._capacity
         if self._reconstructor.scene_changed(arrival.frame.array):
-            _log.info("frame %d shows another scene: the stream begins anew", arrival.frame.index)
+            _log.info(
+                "frame %d shows another scene or another place: the stream begins anew",
+                arrival.frame.index,
+            )
             self._reconstructor.reset()
             kept = SHOWN_BEFORE
         with self._changed:

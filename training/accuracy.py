@@ -429,7 +429,7 @@ def without_narrowing(models: Path, folder: Path) -> Path:
     step = build_step(settings.network, quantize.SIZE_PX, quantize.SIZE_PX)
     step.load_weights(models / f"{stem}.weights.h5")
     stacks = fields["training"]["calibration_stacks"]
-    model = quantize.convert(step, quantize.representative_set(step, settings, stacks))
+    model = quantize.convert_rounded(step, quantize.representative_set(step, settings, stacks))
     entries = fields.pop("files")
     fields.pop("golden", None)
     contents = {form: (models / entry["file"]).read_bytes() for form, entry in entries.items()}

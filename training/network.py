@@ -169,8 +169,7 @@ class FoldedConv2D(layers.Layer):
         kernel = self.kernel[:, :, start : start + channels]
         mirrored = []
         for mirror in range(MIRRORS):
-            axes = [axis for axis, bit in ((0, 2), (1, 1)) if mirror & bit]
-            each = ops.flip(kernel, axes) if axes else kernel
+            each = ops.flip(kernel, axes) if (axes := mirror_axes(mirror)) else kernel
             each = ops.take(each, mirrored_channels(channels, mirror), axis=2)
             mirrored.append(ops.reshape(each, (*each.shape[:3], self.groups, 1, -1)))
         joined = ops.concatenate(mirrored, axis=4)  # (K, K, C, groups, 4, filters / 4)
@@ -207,6 +206,11 @@ def per_channel(values: Any, groups: int = 1) -> Any:
     sets = ops.reshape(values, (*outer, groups, 1, last // groups))
     repeats = (1,) * (len(outer) + 1) + (FOLD**2 * MIRRORS, 1)
     return ops.reshape(ops.tile(sets, repeats), (*outer, -1))
+
+
+def mirror_axes(mirror: int) -> tuple[int, ...]:
+    """Along which of the axes y, x an image is mirrored."""
+    return tuple(axis for axis, bit in ((0, 2), (1, 1)) if mirror & bit)
 
 
 def mirrored_channels(channels: int, mirror: int) -> np.ndarray:

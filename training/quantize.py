@@ -44,7 +44,9 @@ SIZE_PX = 128  # of the file; the device resizes it to its field
 # First word of the seed after the run's: specimens of neither training nor validation.
 CALIBRATION = 2
 CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
-ROUNDING_EVERY = 4  # of the calibration's inputs are enough to round the weights by
+# Of the calibration's inputs, to round the weights by: prime to the 18 that a stream and a window
+# have together, so that every place in them is met.
+ROUNDING_EVERY = 5
 
 # What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
 # slow reference kernels and cut the graph in pieces.
@@ -157,6 +159,13 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
         converter.representative_dataset = lambda: ((SIGNATURE, x) for x in representative)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return _quantized(converter)
+
+
+def convert_rounded(step: Step, representative: Iterator[Tensors]) -> bytes:
+    """Round the step's weights on int8's grid, and convert it to int8; see `convert`."""
+    shown = list(representative)
+    round_weights(step, shown[::ROUNDING_EVERY])
+    return convert(step, iter(shown))
 
 
 def _quantized(converter: Any) -> bytes:
@@ -281,11 +290,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training quantize``."""
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--weights", choices=["best", "final"], default="best")
-    parser.add_argument("--stacks", type=int, default=48, help="stacks to calibrate on")
+    parser.add_argument("--stacks", type=int, default=32, help="stacks to calibrate on")
     parser.add_argument(
-        "--head-gain", type=float, default=1.0, metavar="G",
+        "--head-gain", type=float, default=1.5, metavar="G",
         help="multiply the head's activations: below 1 bright points reach further before they "
-        "saturate, above 1 dim ones have finer steps (default: 1)",
+        "saturate, above 1 dim ones have finer steps (default: 1.5)",
     )  # fmt: skip
 
 
@@ -297,9 +306,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     step, settings = _scaled(arguments.run, arguments.weights, arguments.head_gain)
     float32 = convert(step)
-    shown = list(representative_set(step, settings, arguments.stacks))
-    round_weights(step, shown[::ROUNDING_EVERY])
-    model = convert(step, iter(shown))
+    model = convert_rounded(step, representative_set(step, settings, arguments.stacks))
     check_int8(model)
     model = narrowed(model)
     (arguments.run / "float32.tflite").write_bytes(float32)

@@ -1,10 +1,10 @@
 """Weights on int8's grid, rounded so that what they make changes least.
 
-Rounded one by one to the nearest step, the weights of a layer err together: six layers of the head
-drew an image that was up to 0.2 dB worse on simulated stacks. Here they are rounded one after
-another, and what each errs by is made good by those that are still free, as far as the layer's
-inputs, seen over simulated stacks, allow (GPTQ: Frantar et al., ICLR 2023; Hassibi and Stork's
-optimal brain surgeon, NIPS 1992).
+Rounded one by one to the nearest step, the weights of a layer err together, and layer after layer
+of the head adds to it (docs/experiments.md). Here they are rounded one after another, and what each
+errs by is made good by those that are still free, as far as the layer's inputs, seen over simulated
+stacks, allow (GPTQ: Frantar et al., ICLR 2023; Hassibi and Stork's optimal brain surgeon, NIPS
+1992).
 
 The converter's grid is 127 steps to the largest weight of each output channel. The largest is
 rounded first, to itself, and none may exceed it, so that the converter finds the grid again and
@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from training.network import FOLD, MIRRORS, FoldedConv2D, Step, mirrored_channels
+from training.network import FOLD, MIRRORS, FoldedConv2D, Step, mirror_axes, mirrored_channels
 
 STEPS = 127
 POSITIONS = 2000  # pixels of each image that a layer's inputs are taken around
@@ -73,9 +73,8 @@ class Inputs:
             for each in (x if isinstance(x, list) else [x])
         ]  # (H, W, C) each
         for mirror in range(MIRRORS):
-            axes = [axis for axis, bit in ((0, 2), (1, 1)) if mirror & bit]
             mirrored = [
-                np.flip(image, tuple(axes))[..., mirrored_channels(image.shape[-1], mirror)]
+                np.flip(image, mirror_axes(mirror))[..., mirrored_channels(image.shape[-1], mirror)]
                 for image in unfolded
             ]
             under = self._under_the_kernel(np.concatenate(mirrored, axis=-1))

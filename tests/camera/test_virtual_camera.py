@@ -199,7 +199,7 @@ def test_the_daemon_records_120_a_second_whatever_it_reconstructs(demo, tmp_path
 
 
 def test_the_daemon_keeps_up_with_15_a_second(demo):
-    """Mutation: a queue of one frame between camera and step; a frame lost between them.
+    """Mutation: a frame lost between camera and step, or read twice.
 
     The shipped model reconstructs every frame at 128 x 128 px. It needs two cores that are free.
     """
@@ -219,10 +219,10 @@ def test_the_daemon_keeps_up_with_15_a_second(demo):
 
 
 def _assert_accounted_for(state):
-    """Every frame was reconstructed or skipped, but for one at work and one that waits."""
+    """Every frame was reconstructed or skipped, but for one at work."""
     assert state["frames_missed"] == sum(state["frames_discarded"].values()) == 0
     ended = state["frames_processed"] + state["frames_skipped"]
-    assert 0 <= state["frames_captured"] - ended <= 2
+    assert 0 <= state["frames_captured"] - ended <= 1
     assert state["error"] is None
 
 

@@ -65,6 +65,21 @@ def test_what_is_rounded_together_errs_less(layer: FoldedConv2D) -> None:
     assert 0 < errors["together"] < errors["alone"] * 2 / 3
 
 
+def test_inputs_are_seen_in_all_four_mirror_images() -> None:
+    """The kernels of a set are one another's mirror images: so must be what they are laid over.
+
+    Mutations: as it is alone; mirrored along one axis alone.
+    """
+    layer = FoldedConv2D(4)
+    layer.build((None, SIZE // FOLD, SIZE // FOLD, FOLD**2))
+    inputs = Inputs(layer)
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    inputs.add(folded((y + 2 * x)[..., None]))
+    moments = np.diag(inputs.squares).reshape(5, 5)
+    assert moments[:, 0] == pytest.approx(moments[:, 4], rel=0.05)  # 8,000 places: 1 % each
+    assert moments[0] == pytest.approx(moments[4], rel=0.05)
+
+
 def test_every_weight_is_on_the_grid_of_its_channel_and_input(layer: FoldedConv2D) -> None:
     """Mutations: one grid for both inputs; a weight beyond the largest; the largest moved."""
     rng = np.random.default_rng(3)
