@@ -56,8 +56,9 @@ stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
-fluctuation gives. *Original's architecture*: a ConvLSTM2D over the window, trained from random weights on
-our forward model with our normalization and loss (`training/settings/original_network.toml`; ours was
+fluctuation gives and what one training has over the other, which `python -m training gains` tells
+apart. *Original's architecture*: a ConvLSTM2D over the window, trained from random weights on our
+forward model with our normalization and loss (`training/settings/original_network.toml`; ours was
 trained for much longer, `docs/experiments.md`).
 
 {table}
@@ -72,13 +73,16 @@ trained for much longer, `docs/experiments.md`).
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
   smooths; it may also sharpen what is not there. Compare with the mean image, which the live page
   shows beside it.
+- A smooth body that is a fifth as bright as something beside it, or less, is taken for haze: its
+  middle is missing, and it looks like a ring.
 - A low odd/even correlation on a measured stack says that the fine structure there is noise or of
   its own making: compare it with that of the mean.
 - The blind deconvolution in the table is the bar for a single image. Where the network is below it,
   the network adds nothing there but its speed.
 - *Copies of the mean* and *shuffled in time* are the same window without its fluctuation, or without
   the correlation of neighbours. Both are unlike what the network was trained on, so that they are
-  no proof of what the fluctuation gives: the twin, trained on copies alone, is.
+  no proof of what the fluctuation gives. The twin, trained on copies alone, is nearer to one; but
+  what the network gains over it where nothing fluctuates is not the fluctuation's either.
 - *Unseen* groups are specimen families that training never showed; they are the honest guess for
   a new sample.
 - PSF widths outside the range above and saturated frames: not trained, not measured. Interpolated,
