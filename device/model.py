@@ -12,6 +12,7 @@ import json
 import os
 import re
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ _RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",
 }
-_BESIDE_ONLY = frozenset({"files", "golden"})
+_BESIDE_ONLY = frozenset({"files", "recurrences", "golden"})
 """Fields that the manifest inside a file cannot have: they hold the file's own checksum, or what
 was made with it."""
 
@@ -137,6 +138,9 @@ class Manifest(_Strict):
         Of the model.
     files : dict of str to ModelFile
         The model's forms, such as ``int8`` and ``float32``; not in the embedded manifest.
+    recurrences : dict of str to ModelFile
+        Of a form, the part that makes the state and no image, as a file of its own: the same
+        numbers in less time, where nobody looks at the image; not in the embedded manifest.
     golden : GoldenFile or None
         What a device checks its own accuracy with; not in the embedded manifest.
     signature : str
@@ -165,6 +169,7 @@ class Manifest(_Strict):
     name: str
     version: str = Field(pattern=r"^\d+(\.\d+)*$")
     files: dict[str, ModelFile] = {}
+    recurrences: dict[str, ModelFile] = {}
     golden: GoldenFile | None = None
     signature: str
     frames: int = Field(ge=2)
@@ -205,6 +210,8 @@ class Step:
         Checksum of the file.
     folder : Path
         Where the file lies, and what came with it.
+    recurrence : Interpreter, optional
+        Of the part that makes no image, where the model has it.
     """
 
     def __init__(
@@ -214,13 +221,16 @@ class Step:
         name: str,
         sha256: str,
         folder: Path = MODELS_DIR,
+        recurrence: Any = None,
     ) -> None:
         self.manifest = manifest
         self.name = name
         self.sha256 = sha256
         self.folder = folder
-        self._interpreter = interpreter
-        self._inputs, self._outputs = _checked_tensors(manifest, interpreter)
+        self._whole = _Runner(interpreter, *_checked_tensors(manifest, interpreter))
+        self._recurrence = None
+        if recurrence is not None:
+            self._recurrence = _Runner(recurrence, *_checked_recurrence(manifest, recurrence))
         self._size: tuple[int, int] | None = None
 
     @property
@@ -231,7 +241,12 @@ class Step:
     @property
     def runtime(self) -> str:
         """Name of the package that runs the model."""
-        return type(self._interpreter).__module__.partition(".")[0].replace("_", "-")
+        return type(self._whole.interpreter).__module__.partition(".")[0].replace("_", "-")
+
+    @property
+    def has_recurrence(self) -> bool:
+        """Whether a step whose image is not wanted takes less time."""
+        return self._recurrence is not None
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -278,40 +293,44 @@ class Step:
             for name in self.manifest.state
         }
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         """Make one step.
 
         Parameters
         ----------
         inputs : dict of str to ndarray
             Every input of the manifest, float32, NHWC where it has four axes.
+        image : bool
+            Whether the image is wanted. Without it the state is the same to the bit, and a model
+            that comes with its recurrence makes it in less time.
 
         Returns
         -------
         dict of str to ndarray
-            Every output of the manifest, float32; the caller owns them.
+            Every output of the manifest, or those of the state alone, float32; the caller owns
+            them.
 
         Raises
         ------
         ModelError
             The runtime failed, or refuses an input.
         """
-        interpreter = self._interpreter
+        runner = self._whole if image or self._recurrence is None else self._recurrence
+        wanted = set(self.manifest.outputs if image else self.manifest.state.values())
         try:
-            for name, index in self._inputs.items():
-                interpreter.set_tensor(index, inputs[name])
-            interpreter.invoke()
+            return runner.run(inputs, wanted)
         except (RuntimeError, ValueError) as error:  # ValueError: an input of another shape or type
             raise ModelError(
                 f"the model {self.name} failed ({error}); check it against another model file"
             ) from error
-        return {name: interpreter.get_tensor(index) for name, index in self._outputs.items()}
 
     def _allocate(self, height: int, width: int) -> None:
-        for name, index in self._inputs.items():
-            shape = self._shape_at(self.manifest.inputs[name], height, width)
-            self._interpreter.resize_tensor_input(index, shape)
-        self._interpreter.allocate_tensors()
+        shapes = {
+            name: self._shape_at(spec, height, width) for name, spec in self.manifest.inputs.items()
+        }
+        for runner in (self._whole, self._recurrence):
+            if runner is not None:
+                runner.allocate(shapes)
 
     def _shape_at(self, spec: TensorSpec, height: int, width: int) -> tuple[int, ...]:
         """Scale a tensor's shape with the field; only tensors of four axes have one."""
@@ -320,6 +339,30 @@ class Step:
         made_height, made_width = self.manifest.height_width
         batch, rows, columns, channels = spec.shape
         return batch, rows * height // made_height, columns * width // made_width, channels
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """An interpreter, and the numbers of its signature's tensors by their names."""
+
+    interpreter: Any
+    inputs: dict[str, int]
+    outputs: dict[str, int]
+
+    def allocate(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        for name, index in self.inputs.items():
+            self.interpreter.resize_tensor_input(index, shapes[name])
+        self.interpreter.allocate_tensors()
+
+    def run(self, values: dict[str, np.ndarray], wanted: set[str]) -> dict[str, np.ndarray]:
+        for name, index in self.inputs.items():
+            self.interpreter.set_tensor(index, values[name])
+        self.interpreter.invoke()
+        return {
+            name: self.interpreter.get_tensor(index)
+            for name, index in self.outputs.items()
+            if name in wanted
+        }
 
 
 def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "auto") -> Step:
@@ -344,10 +387,18 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     manifest_path = _manifest_path(path)
     fields = _parsed(_read(manifest_path, "manifest"), str(manifest_path))
     manifest = _validated(fields, manifest_path)
-    sha256 = _check_file(path, content, manifest, manifest_path)
+    form, sha256 = _check_file(path, content, manifest.files, manifest_path)
     _check_embedded(path, content, fields)
-    interpreter = _interpreter(path, content, threads or usable_threads(), runtime)
-    return Step(manifest, interpreter, path.stem, sha256, path.parent)
+    options = threads or usable_threads(), runtime
+    interpreter = _interpreter(path, content, *options)
+    recurrence = None
+    part = manifest.recurrences.get(form)
+    # Who took the model's file and its manifest alone has all that is needed, but for the time.
+    if part is not None and (beside := path.with_name(part.file)).exists():
+        content = _read(beside, "model file")
+        _check_file(beside, content, manifest.recurrences, manifest_path)
+        recurrence = _interpreter(beside, content, *options)
+    return Step(manifest, interpreter, path.stem, sha256, path.parent, recurrence)
 
 
 def usable_threads() -> int:
@@ -468,21 +519,24 @@ def _wrong_shapes(manifest: Manifest) -> list[str]:
     ]
 
 
-def _check_file(path: Path, content: bytes, manifest: Manifest, manifest_path: Path) -> str:
-    """Compare the file with its entry in the manifest; return its checksum."""
-    entries = [entry for entry in manifest.files.values() if entry.file == path.name]
+def _check_file(
+    path: Path, content: bytes, files: dict[str, ModelFile], manifest_path: Path
+) -> tuple[str, str]:
+    """Compare the file with its entry in the manifest; return the form's name and the checksum."""
+    entries = {form: entry for form, entry in files.items() if entry.file == path.name}
     if not entries:
         raise ModelError(
             f"the manifest {manifest_path} does not list {path.name}; "
             "use a model file together with the manifest it came with"
         )
+    ((form, entry),) = list(entries.items())[:1]
     sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != entries[0].sha256 or len(content) != entries[0].bytes:
+    if sha256 != entry.sha256 or len(content) != entry.bytes:
         raise ModelError(
             f"the model file {path} has the checksum {sha256[:12]}... where its manifest says "
-            f"{entries[0].sha256[:12]}...; it is damaged or not of this release: copy it again"
+            f"{entry.sha256[:12]}...; it is damaged or not of this release: copy it again"
         )
-    return sha256
+    return form, sha256
 
 
 def _check_embedded(path: Path, content: bytes, beside: dict[str, Any]) -> None:
@@ -531,6 +585,17 @@ def _interpreter_class(runtime: Runtime = "auto") -> Any:
         "no runtime for the model is installed: install ai-edge-litert, "
         "or tflite-runtime where there is no build of it"
     )
+
+
+def _checked_recurrence(
+    manifest: Manifest, interpreter: Any
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Do as `_checked_tensors` with the part that makes the state alone, of some of the inputs."""
+    known = interpreter.get_signature_runner(manifest.signature).get_input_details()
+    inputs = {name: spec for name, spec in manifest.inputs.items() if name in known}
+    outputs = {name: manifest.outputs[name] for name in manifest.state.values()}
+    part = manifest.model_copy(update={"inputs": inputs, "outputs": outputs})
+    return _checked_tensors(part, interpreter)
 
 
 def _checked_tensors(manifest: Manifest, interpreter: Any) -> tuple[dict[str, int], dict[str, int]]:

@@ -4,8 +4,10 @@ The camera thread reads frames, judges them and queues them. The reconstruction 
 in order, keeps the buffer and reconstructs. The queue holds a window, so that a machine which is
 busy for a moment loses nothing; what is too much pushes the oldest out. In stream mode, where that
 has happened and the work on a frame is known to take longer than the camera does, waiting would
-only make old images: then the queue holds one frame and the newest wins, until the work is fast
-enough again. In window mode the frames that came while a window was computed all enter the buffer
+only make old images: then the queue holds a few frames and the newest win, until the work is fast
+enough again. Those that wait are taken into the stream without an image of their own, in less time,
+and the newest of them gets one; with a model that has no such shorter step the queue holds one. In
+window mode the frames that came while a window was computed all enter the buffer
 before the next window begins.
 
 One lock guards the accounts, the queue, the results and the buffer against `push`. Only short work
@@ -53,6 +55,7 @@ _log = logging.getLogger(__name__)
 _WORK_KEPT = 15
 _FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
 _KEEPS_UP = 0.9
+_CARRIED = 7  # frames without an image before one that has one: no image is older than they take
 _READ_TIMEOUT_S = 0.25
 _GAP_S = 1.0
 _OPEN_DEADLINE_S = 10.0
@@ -204,16 +207,16 @@ class _Pace:
     """
 
     def __init__(self) -> None:
-        self._work_s: deque[float] = deque(maxlen=_WORK_KEPT)
-        self._behind = False
+        self._work_s: deque[float] = deque(maxlen=_WORK_KEPT)  # of frames that got an image
+        self.behind = False
 
     def add(self, work_s: float) -> None:
         self._work_s.append(work_s)
 
     def is_behind(self, overrun: bool, interval_s: float) -> bool:
         """Take note of whether the queue has run over; tell how things stand."""
-        self._behind = (self._behind or overrun) and not self._keeps_up(interval_s)
-        return self._behind
+        self.behind = (self.behind or overrun) and not self._keeps_up(interval_s)
+        return self.behind
 
     def _keeps_up(self, interval_s: float) -> bool:
         if len(self._work_s) < _FIRST_STEPS or interval_s <= 0:
@@ -281,6 +284,7 @@ class Pipeline:
         self._last: Reconstruction | None = None
         self._seq = 0
         self._unused = 0  # frames that entered the buffer since the last window
+        self._carried = 0  # frames that entered the stream since the last image
         self._accounts = Accounts()
         self._camera_rate = RateMeter(clock)
         self._result_rate = RateMeter(clock)
@@ -717,9 +721,10 @@ class Pipeline:
     def _enqueue(self, arrival: _Arrival) -> None:
         self._queue.append(arrival)
         overrun = len(self._queue) > self._capacity
-        behind = self._pace.is_behind(overrun, arrival.era.interval_s)
-        newest_alone = behind and arrival.era.mode == "stream"
-        while len(self._queue) > (1 if newest_alone else self._capacity):
+        room = self._capacity
+        if self._pace.is_behind(overrun, arrival.era.interval_s) and arrival.era.mode == "stream":
+            room = min(room, 1 + _CARRIED if self._step.has_recurrence else 1)
+        while len(self._queue) > room:
             self._queue.popleft()
             self._accounts.skip()
         self._changed.notify_all()
@@ -749,7 +754,12 @@ class Pipeline:
             began_s = self._clock()
             arrival = self._prepared(taken)
             self._buffer_frame(arrival)
-            if arrival.era.mode == "stream" or not self._window_can_grow(arrival):
+            if arrival.era.mode == "stream":
+                if self._is_carried(arrival):
+                    self._carry(arrival)
+                else:
+                    self._reconstruct(arrival, began_s)
+            elif not self._window_can_grow(arrival):
                 self._unused = 0
                 self._reconstruct(arrival, began_s)
         if self._source_ended and not self._stopping.is_set():
@@ -771,6 +781,15 @@ class Pipeline:
         if array is frame.array:
             return arrival
         return replace(arrival, frame=replace(frame, array=array), raw=frame.array)
+
+    def _is_carried(self, arrival: _Arrival) -> bool:
+        """Tell whether a later frame of the same stream gets the image."""
+        with self._changed:
+            later = bool(self._queue) and not self._queue[0].era.broken_from(arrival.era)
+            behind = self._pace.behind
+        carried = later and behind and self._step.has_recurrence and self._carried < _CARRIED
+        self._carried = self._carried + 1 if carried else 0
+        return carried
 
     def _window_can_grow(self, arrival: _Arrival) -> bool:
         """Tell whether the next waiting frame belongs in the same window and pushes none out."""
@@ -814,6 +833,17 @@ class Pipeline:
             shape = cast(tuple[int, int], array.shape)
             buffer = self._buffer = RingBuffer(self._capacity, shape, array.dtype)
         return buffer
+
+    def _carry(self, arrival: _Arrival) -> None:
+        """Take a frame into the stream without an image."""
+        assert self._buffer is not None
+        try:
+            self._reconstructor.carry(arrival.frame, self._buffer)
+        except ModelError as error:
+            self._fail(arrival, str(error))
+            return
+        with self._changed:
+            self._accounts.finish()
 
     def _reconstruct(self, arrival: _Arrival, began_s: float) -> None:
         """Reconstruct with the newest frame and publish; a failure is shown, not died of."""

@@ -148,10 +148,24 @@ class Reconstructor:
         result = self._stream(frame, buffer)
         return result if self._fed > 1 else None
 
-    def _stream(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
-        """Make one step with the newest frame, by the statistics of the frames up to it.
+    def carry(self, frame: Frame, buffer: RingBuffer) -> None:
+        """Take a frame into the stream without an image, which may take less time than `push`.
 
-        A stream that begins with more frames in the buffer plays them first.
+        Parameters, errors: see `push`.
+        """
+        scaling, mean = self._catch_up(buffer)
+        self._carry(frame.array, scaling, mean)
+
+    def _stream(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
+        """Make one step with the newest frame, by the statistics of the frames up to it."""
+        scaling, mean = self._catch_up(buffer)
+        image = self._feed(frame.array, scaling, mean)
+        return self._result(image, scaling, frame, buffer, self._fed)
+
+    def _catch_up(self, buffer: RingBuffer) -> tuple[Scaling, np.ndarray]:
+        """Make ready for the newest frame; returns the scaling and the mean, (1, H', W', 1).
+
+        A stream that begins with more frames in the buffer plays those before it first.
         """
         padded_size = self._fit(buffer.shape)
         before: Iterable[np.ndarray] = ()  # (H, W) each
@@ -161,10 +175,9 @@ class Reconstructor:
             before = buffer.frames()[:-1]
         scaling = self._measure(buffer)
         mean = _padded(scaling.normalize(buffer.mean()), padded_size)
-        for array in chain(before, (frame.array,)):
-            image = self._feed(array, scaling, mean)
-            self._fed = min(self._fed + 1, self._step.manifest.frames)
-        return self._result(image, scaling, frame, buffer, self._fed)
+        for array in before:
+            self._carry(array, scaling, mean)
+        return scaling, mean
 
     def _window(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
         """Make a step with each frame of the buffer, by the statistics of exactly these."""
@@ -173,8 +186,10 @@ class Reconstructor:
         self._begin(padded_size)
         scaling = self._measure(buffer)
         mean = _padded(scaling.normalize(buffer.mean()), padded_size)
-        for array in buffer.frames():  # (H, W)
-            image = self._feed(array, scaling, mean)
+        *before, last = buffer.frames()  # (H, W) each
+        for array in before:
+            self._carry(array, scaling, mean)
+        image = self._feed(last, scaling, mean)
         return self._result(image, scaling, frame, buffer, len(buffer))
 
     def _fit(self, shape: tuple[int, int]) -> tuple[int, int]:
@@ -190,8 +205,17 @@ class Reconstructor:
     def _measure(self, buffer: RingBuffer) -> Scaling:
         return measure(buffer.mean(), buffer.standard_error(), self._normalization)
 
+    def _carry(self, array: np.ndarray, scaling: Scaling, mean: np.ndarray) -> None:
+        """Make one step with a frame, (H, W) in ADU, whose image nobody looks at."""
+        self._run(array, scaling, mean, image=False)
+
     def _feed(self, array: np.ndarray, scaling: Scaling, mean: np.ndarray) -> np.ndarray:
         """Make one step; (H, W) in ADU to the network's image, (1, 2H', 2W', 1)."""
+        return self._run(array, scaling, mean, image=True)["image"]
+
+    def _run(
+        self, array: np.ndarray, scaling: Scaling, mean: np.ndarray, image: bool
+    ) -> dict[str, np.ndarray]:
         size = (mean.shape[1], mean.shape[2])
         assert self._state is not None
         inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
@@ -199,9 +223,10 @@ class Reconstructor:
             before = array if self._previous is None else self._previous
             inputs["previous"] = _padded(scaling.normalize(before), size)
             self._previous = array
-        outputs = self._step.run({**inputs, **self._constants, **self._state})
+        outputs = self._step.run({**inputs, **self._constants, **self._state}, image)
         self._state = {into: outputs[out] for into, out in self._step.manifest.state.items()}
-        return outputs["image"]
+        self._fed = min(self._fed + 1, self._step.manifest.frames)
+        return outputs
 
     def _result(
         self,

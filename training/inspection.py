@@ -34,10 +34,10 @@ class RecordingStep(WatchedStep):
         super().__init__(step)
         self.calls: list[Tensors] = []
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         """Make one step and keep what went into it."""
         self.calls.append(inputs)
-        return super().run(inputs)
+        return super().run(inputs, image)
 
 
 @dataclass
@@ -82,9 +82,9 @@ class CountingStep(WatchedStep):
         self.counts = {name: Saturation() for name in ends}
         self._ends = ends
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         """Make one step and count."""
-        outputs = super().run(inputs)
+        outputs = super().run(inputs, image)
         for name, ends in self._ends.items():
             self.counts[name].add(ends.count(outputs[name]))
         return outputs

@@ -36,6 +36,7 @@ from training.forward_model import WINDOW
 from training.golden import add_golden
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion, load_converted
+from training.recurrence import recurrence
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +138,28 @@ def write_pair(run: Path, version: str, folder: Path) -> Path:
     for form in FORMS:
         source, path = run / f"{form}.tflite", folder / f"{stem}-{form}.tflite"
         path.write_bytes(embed(source.read_bytes(), content))
-        files[form] = {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
+        files[form] = _entry(path)
     (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
     load_converted(run).save_weights(folder / f"{stem}.weights.h5")
     shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
     return folder / f"{stem}.json"
+
+
+def add_recurrences(manifest_path: Path) -> None:
+    """Write what carries each form's state on beside it, and into the manifest."""
+    content = json.loads(manifest_path.read_text())
+    content["recurrences"] = {}
+    for form, entry in content["files"].items():
+        whole = manifest_path.with_name(entry["file"])
+        path = whole.with_suffix(".recurrence.tflite")
+        path.write_bytes(recurrence(whole.read_bytes(), content["state"].values()))
+        content["recurrences"][form] = _entry(path)
+    manifest_path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    """Describe a file as a manifest does."""
+    return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def _check_complete(run: Path, version: str) -> None:
@@ -294,6 +312,7 @@ def main(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
         staging = Path(folder)
         path = write_pair(arguments.run, arguments.version, staging)
+        add_recurrences(path)
         add_golden(path)
         if not arguments.no_evaluation:
             evaluate_pair(

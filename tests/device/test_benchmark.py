@@ -58,7 +58,7 @@ class AskingStep:
     def zero_state(self):
         return {"h": np.zeros((1, 2), np.float32)}
 
-    def run(self, inputs):
+    def run(self, inputs, image=True):
         self.shapes = {name: array.shape for name, array in inputs.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from flatbuffers import Builder
 
 from device import model
 from device.model import EMBEDDED_NAME, ModelError, Step, embedded_manifest, load_step
+from training.recurrence import recurrence
 
 NAME = "stand_in-1.2.0-int8.tflite"
 
@@ -166,14 +168,78 @@ def test_outputs_are_the_callers_own(write_model):
     assert first["image"].max() == 1
 
 
+@pytest.fixture
+def with_recurrence(write_model, bare_model: bytes) -> Path:
+    """A model that comes with the part that makes its state; returns the part's file."""
+    path = write_model()
+    part = path.with_suffix(".recurrence.tflite")
+    content = recurrence(bare_model, ["h_out", "c_out"])
+    part.write_bytes(content)
+    manifest = path.with_name("stand_in-1.2.0.json")
+    sha256 = hashlib.sha256(content).hexdigest()
+    entry = {"file": part.name, "sha256": sha256, "bytes": len(content)}
+    fields = json.loads(manifest.read_text()) | {"recurrences": {"int8": entry}}
+    manifest.write_text(json.dumps(fields))
+    return part
+
+
+def _two_steps(step: Step, image: bool) -> dict[str, np.ndarray]:
+    step.resize(16, 48)
+    ones = np.ones((1, 16, 48, 1), np.float32)
+    first = step.run({"frame": ones, "mean": ones, **step.zero_state()}, image)
+    state = {"h": first["h_out"], "c": first["c_out"]}
+    return step.run({"frame": 3 * ones, "mean": ones, **state}, image)
+
+
+def test_a_step_without_an_image_makes_the_same_state(write_model, with_recurrence):
+    """Mutations: the part is of another size, is not resized, or gives views into its memory."""
+    step = load_step(with_recurrence.with_name(NAME))
+    alone = load_step(write_model())
+    assert (step.has_recurrence, alone.has_recurrence) == (True, False)
+    expected = _two_steps(alone, image=True)
+    for each in (step, alone):
+        found = _two_steps(each, image=False)
+        assert found.keys() == {"h_out", "c_out"}
+        for name, value in found.items():
+            np.testing.assert_array_equal(value, expected[name])
+    assert _two_steps(step, image=True).keys() == {"image", "h_out", "c_out"}
+
+
+def test_a_model_goes_without_its_recurrence(with_recurrence):
+    """Mutation: who took the model and its manifest alone is refused."""
+    with_recurrence.unlink()
+    step = load_step(with_recurrence.with_name(NAME))
+    assert not step.has_recurrence
+    assert _two_steps(step, image=False)["c_out"].max() == 2
+
+
+def test_a_damaged_recurrence_is_refused(with_recurrence):
+    """Mutation: whatever lies there is run."""
+    with_recurrence.write_bytes(with_recurrence.read_bytes() + b"\0")
+    assert "recurrence.tflite has the checksum" in _refusal(with_recurrence.with_name(NAME))
+
+
+def test_a_recurrence_of_something_else_is_refused(with_recurrence, bare_model):
+    """Mutation: a part that makes an image, or lacks a state, is taken for one that does not."""
+    path = with_recurrence.with_name(NAME)
+    for outputs in (["h_out"], ["h_out", "c_out", "image"]):
+        content = recurrence(bare_model, outputs)
+        with_recurrence.write_bytes(content)
+        manifest = path.with_name("stand_in-1.2.0.json")
+        fields = json.loads(manifest.read_text())
+        sha256 = hashlib.sha256(content).hexdigest()
+        fields["recurrences"]["int8"] |= {"sha256": sha256, "bytes": len(content)}
+        manifest.write_text(json.dumps(fields))
+        assert "the model has the outputs" in _refusal(path)
+
+
 def test_memory_is_allocated_once_for_a_size(write_model, monkeypatch):
     """Mutation: every step resizes, as the runtime's own signature runner does."""
     step = load_step(write_model())
     calls = []
-    allocate = step._interpreter.allocate_tensors
-    monkeypatch.setattr(
-        step._interpreter, "allocate_tensors", lambda: (calls.append(1), allocate())
-    )
+    interpreter = step._whole.interpreter
+    allocate = interpreter.allocate_tensors
+    monkeypatch.setattr(interpreter, "allocate_tensors", lambda: (calls.append(1), allocate()))
     ones = np.ones((1, 16, 16, 1), np.float32)
     for _ in range(3):
         step.resize(16, 16)
@@ -423,7 +489,7 @@ def test_a_failing_runtime_is_a_sentence(write_model):
             raise RuntimeError("out of memory")
 
     broken = Step.__new__(Step)
-    broken.__dict__.update(step.__dict__, _interpreter=Failing())
+    broken.__dict__.update(step.__dict__, _whole=replace(step._whole, interpreter=Failing()))
     with pytest.raises(ModelError, match="out of memory"):
         broken.run({name: np.zeros(1) for name in ("frame", "mean", "h", "c")})
 

@@ -63,7 +63,9 @@ class CountingStep:
 
     name, sha256 = "counting", "ab" * 32
 
-    def __init__(self, frames: int = 6, told: bool = False) -> None:
+    def __init__(self, frames: int = 6, told: bool = False, has_recurrence: bool = False) -> None:
+        self.has_recurrence = has_recurrence
+        self.images: list[bool] = []  # of each step, whether one was wanted
         frame = {"shape": (1, 16, 16, 1)}
         psf = {"psf_sigma_px": {"shape": (1, 1)}} if told else {}
         self.manifest = Manifest(
@@ -97,13 +99,14 @@ class CountingStep:
     def zero_state(self):
         return {"h": np.zeros((1, *self.size, 1), np.float32)}
 
-    def run(self, inputs):
+    def run(self, inputs, image=True):
         self.before()
         self.entered.release()
         self.gate.wait(PATIENCE_S)
         if not self.errors.empty():
             raise self.errors.get()
         self.widths += np.ravel(inputs.get("psf_sigma_px", ())).tolist()
+        self.images.append(image)
         h_out = inputs["h"] + 1
         return {"image": h_out.repeat(2, axis=1).repeat(2, axis=2), "h_out": h_out}
 
@@ -275,6 +278,51 @@ def test_the_newest_wins_where_the_step_is_too_slow(rig, work_s, came, waiting):
     step.gate.set()
     _processed(pipeline, 7 + waiting)
     assert pipeline.latest("raw").index == 6 + came
+
+
+@pytest.mark.parametrize(("came", "carried", "skipped"), [(12, 7, 4), (31, 7, 23)])
+def test_what_waits_is_carried_where_that_is_quick(rig, came, carried, skipped):
+    """Mutations: an image for each, so that no newer one is made; all skipped but the newest; no
+    image at all while more come; what is carried is not counted, or not in the buffer."""
+    camera, clock = ScriptedCamera(), Clock()
+    step = CountingStep(frames=8, has_recurrence=True)
+    step.before = lambda: setattr(clock, "now_s", clock.now_s + 1.2 * INTERVAL_S)
+    pipeline = rig("stream", camera, step, clock=clock)
+    pipeline.start()
+    _work_off_one_by_one(pipeline, camera, step, range(6))
+    _hold_up(pipeline, camera, step, first=6, count=came)
+    assert pipeline.state()["frames_waiting"] == 1 + carried
+    step.images.clear()
+    step.gate.set()
+    _processed(pipeline, 7 + 1 + carried)
+    state = pipeline.state()
+    assert step.images == [True, *[False] * carried, True]  # the first is that which was held up
+    assert (state["reconstructions"], state["frames_skipped"]) == (6 + 1, skipped)
+    assert pipeline.latest("reconstruction").index == 6 + came
+    assert state["buffer"]["length"] == 8
+    assert _steps_in(pipeline) == 7 + 1 + carried
+
+
+def test_an_image_is_made_however_many_frames_wait(rig):
+    """Mutation: frames that come faster than they are carried leave no time for an image."""
+    camera, clock = ScriptedCamera(), Clock()
+    step = CountingStep(frames=6, has_recurrence=True)
+    step.before = lambda: setattr(clock, "now_s", clock.now_s + 1.2 * INTERVAL_S)
+    pipeline = rig("stream", camera, step, clock=clock)
+    pipeline.start()
+    _work_off_one_by_one(pipeline, camera, step, range(6))
+    _hold_up(pipeline, camera, step, first=6, count=7)
+    step.images.clear()
+    index = iter(range(14, 100))
+
+    def one_comes_for_one_that_goes():
+        if len(step.images) < 20:
+            camera.put(number := next(index), start_index=number)
+
+    step.before = one_comes_for_one_that_goes
+    step.gate.set()
+    _until(lambda: len(step.images) >= 24)
+    assert max(np.diff(np.flatnonzero(step.images))) <= 8
 
 
 def test_the_queue_is_long_again_when_the_work_is_fast_again(rig):

@@ -58,7 +58,7 @@ class AddingStep:
     def zero_state(self) -> dict[str, np.ndarray]:
         return {"h": np.zeros((1, *self.size, 1), np.float32)}
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         assert set(inputs) == set(self.manifest.inputs)
         assert inputs["frame"].shape == inputs["mean"].shape == (1, *self.size, 1)
         assert all(array.dtype == np.float32 for array in inputs.values())

@@ -108,9 +108,9 @@ class EnlargingStep:
     def zero_state(self):
         return {"h": np.zeros((1, 1), np.float32)}
 
-    def run(self, inputs):
-        image = cv2.resize(inputs["mean"][0, :, :, 0], None, fx=2, fy=2)
-        return {"image": image[None, :, :, None], "h_out": inputs["h"]}
+    def run(self, inputs, image=True):
+        enlarged = cv2.resize(inputs["mean"][0, :, :, 0], None, fx=2, fy=2)
+        return {"image": enlarged[None, :, :, None], "h_out": inputs["h"]}
 
 
 def wait_until(condition, what):

@@ -110,7 +110,7 @@ class Handed(WatchedStep):
         super().__init__(load_step(PATH))
         self._into, self._out = into, out
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         return self._out(super().run(self._into(inputs)))
 
 
@@ -174,7 +174,7 @@ def swapped(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 class Late(Handed):
     """Hands back the state of the step before the last: what a host does that mixes its buffers."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         outputs = super().run(inputs)
         state = self.manifest.state
         if any(inputs[name].any() for name in state):  # not a window's first step
@@ -188,7 +188,7 @@ class Late(Handed):
 class Forgetting(Handed):
     """Starts every step from zero."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         return super().run(
             inputs | {name: np.zeros_like(inputs[name]) for name in self.manifest.state}
         )

@@ -53,7 +53,7 @@ class LeakyStep(Step):
     def resize(self, height: int, width: int) -> None:
         self._size = (height, width)
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         h = self.memory * inputs["h"] + (1 - self.memory) * inputs["frame"]
         weight = self.memory * inputs["weight"] + (1 - self.memory)
         image = (h / weight).repeat(2, axis=1).repeat(2, axis=2)
@@ -63,7 +63,7 @@ class LeakyStep(Step):
 class ForgetfulStep(LeakyStep):
     """Its image is the mean of the last frames: a stream that is a window."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         image = inputs["mean"].repeat(2, axis=1).repeat(2, axis=2)
         return {"image": image, "h_out": inputs["h"], "weight_out": inputs["weight"]}
 

@@ -59,7 +59,7 @@ class SummingStep:
     def zero_state(self) -> dict[str, np.ndarray]:
         return {"h": np.zeros((1, *self.size, 1), np.float32)}
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         self.steps += 1
         self.told |= {float(x) for x in inputs.get("psf_sigma_px", np.zeros(0)).ravel()}
         h_out = inputs["h"] + inputs["frame"]

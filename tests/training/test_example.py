@@ -38,7 +38,7 @@ class Recorder:
     def zero_state(self) -> dict[str, np.ndarray]:
         return {"h": np.zeros(1, np.float32)}
 
-    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
         self.fed.append(inputs)
         height, width = self.size
         return {"image": np.ones((1, 2 * height, 2 * width, 1), np.float32), "h_out": inputs["h"]}

@@ -45,7 +45,9 @@ def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
     """Catches two models in one folder, and a release that cleans too well."""
     assert sorted(path.name for path in models.iterdir()) == [
         "SHA256SUMS",
+        "learn2sofi-0.1.0-float32.recurrence.tflite",
         "learn2sofi-0.1.0-float32.tflite",
+        "learn2sofi-0.1.0-int8.recurrence.tflite",
         "learn2sofi-0.1.0-int8.tflite",
         "learn2sofi-0.1.0.golden.npz",
         "learn2sofi-0.1.0.json",
