@@ -41,8 +41,9 @@ def benchmark(
     Returns
     -------
     dict
-        ``machine``, ``size_px``, ``threads``; ``step_ms`` and ``frame_ms``, medians by form, the
-        latter with statistics, normalization and copies; ``float32_over_int8``, the ratio of the
+        ``machine``, ``size_px``, ``threads``; ``step_ms``, ``carried_ms`` and ``frame_ms``, medians
+        by form, of a step, of one without an image, and of a step with statistics, normalization
+        and copies; ``float32_over_int8``, the ratio of the
         steps' medians.
 
     Raises
@@ -55,6 +56,7 @@ def benchmark(
     for form, step in steps.items():
         calls["frame_ms", form] = _frame_call(step, size)
         calls["step_ms", form] = step_call(step, size)
+        calls["carried_ms", form] = step_call(step, size, image=False)
     medians = _in_turns(calls)
     result: dict[str, object] = {
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
@@ -62,7 +64,7 @@ def benchmark(
         "threads": threads,
         "models": {form: step.name for form, step in steps.items()},
     }
-    for what in ("step_ms", "frame_ms"):
+    for what in ("step_ms", "carried_ms", "frame_ms"):
         result[what] = {form: round(medians[what, form], 4) for form in steps}
     if len(steps) == len(_FORMS):
         ratio = medians["step_ms", "float32"] / medians["step_ms", "int8"]
@@ -79,7 +81,7 @@ def _forms(path: Path, threads: int) -> dict[str, Step]:
     return found
 
 
-def step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
+def step_call(step: Step, size: tuple[int, int], image: bool = True) -> Callable[[], object]:
     """Make one step on the same inputs, at the size that frames of `size` are padded to."""
     rng = np.random.default_rng(0)
     padded = padded_size(step, size)
@@ -87,7 +89,7 @@ def step_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
     inputs = step.zero_state() | constant_inputs(step)
     for name in step.manifest.inputs.keys() - inputs.keys():  # frame, mean, previous
         inputs[name] = rng.random((1, *padded, 1), np.float32)
-    return lambda: step.run(inputs)
+    return lambda: step.run(inputs, image)
 
 
 def _frame_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
