@@ -184,8 +184,8 @@ def test_every_frame_at_120_a_second_is_recorded_in_order(demo, tmp_path):
 def test_the_daemon_records_120_a_second_whatever_it_reconstructs(demo, tmp_path):
     """Mutation: a frame lost between camera and recording, or in the accounts.
 
-    A step of the shipped model takes several of these frames' time: the newest wins, and the
-    others are counted as skipped.
+    A step of the shipped model takes several of these frames' time: some are taken into the
+    stream without an image, and the others are counted as skipped.
     """
     frames = 720
     with _daemon(FPS, LEARN2SOFI_RECORDINGS=str(tmp_path)) as daemon:
