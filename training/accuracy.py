@@ -431,7 +431,8 @@ def without_narrowing(models: Path, folder: Path) -> Path:
     stacks = fields["training"]["calibration_stacks"]
     model = quantize.convert_rounded(step, quantize.representative_set(step, settings, stacks))
     entries = fields.pop("files")
-    fields.pop("golden", None)
+    for name in ("golden", "recurrences"):
+        fields.pop(name, None)
     contents = {form: (models / entry["file"]).read_bytes() for form, entry in entries.items()}
     contents["int8"] = release.embed(model, fields)
     for form, content in contents.items():
@@ -439,6 +440,7 @@ def without_narrowing(models: Path, folder: Path) -> Path:
         target.write_bytes(content)
         entries[form] |= {"sha256": release.sha256(target), "bytes": len(content)}
     (folder / f"{stem}.json").write_text(json.dumps(fields | {"files": entries}))
+    release.add_recurrences(folder / f"{stem}.json")
     return folder
 
 

@@ -19,6 +19,7 @@ from training.forward_model import WINDOW
 from training.narrowing import narrowed
 from training.optics import image_formation
 from training.recurrence import recurrence
+from training.settings import TrainingSettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,6 +41,13 @@ def gains(evaluation, method, kind):
     return [
         mine[str(r.stack_id)] - mean[str(r.stack_id)] for r in frozen.recipes() if r.kind == kind
     ]
+
+
+def test_its_settings_can_be_read(documents):
+    """Mutation: a field of the settings is given up, and the runs that recorded it with it."""
+    text = (MODELS_DIR / f"learn2sofi-{documents[0]['version']}.settings.json").read_text()
+    settings = TrainingSettings.model_validate_json(text)
+    assert list(settings.forward_model.psf_sigma_px) == documents[0]["psf_sigma_px"]
 
 
 def test_the_evaluation_is_of_these_files(documents, steps):

@@ -134,9 +134,11 @@ def test_the_device_takes_both_forms(form: str, models: Path, quantized_run: Pat
 def test_the_manifest_inside_is_the_one_beside_less_its_files(models: Path) -> None:
     """Catches two manifests that drift apart."""
     beside = json.loads((models / "learn2sofi-0.1.0.json").read_text())
-    files, golden = beside.pop("files"), beside.pop("golden")
+    files, golden, parts = (beside.pop(name) for name in ("files", "golden", "recurrences"))
     assert golden["sha256"] == release_sha256(models / golden["file"])
-    assert set(files) == {"int8", "float32"}
+    assert set(files) == set(parts) == {"int8", "float32"}
+    for entry in parts.values():
+        assert entry["sha256"] == release_sha256(models / entry["file"])
     for entry in files.values():
         content = (models / entry["file"]).read_bytes()
         assert entry["bytes"] == len(content)
