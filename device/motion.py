@@ -57,7 +57,7 @@ MIN_LIKENESS = 0.4
 """Correlation with the past where it is greatest: below, it may be another specimen, or noise."""
 
 MIN_GAIN = 0.1
-"""How much greater it must be at the new place than at the old one."""
+"""How much greater it must be at the new place than at the old one, for the last group."""
 
 _BLUR_PX = 1.0  # sigma: noise of single pixels is like nothing
 
@@ -123,8 +123,8 @@ class MoveWatch:
         if self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
             self._start()
             return False
-        self._places.append(place if known and likeness >= at_home + MIN_GAIN else None)
-        return self._is_settled()
+        self._places.append(place if known else None)
+        return self._is_settled() and likeness >= at_home + MIN_GAIN
 
     def _is_settled(self) -> bool:
         """Tell whether the last groups were all in the same other place, give or take a pixel."""
