@@ -23,8 +23,11 @@ GROUP = 5
 
 SETTLED = 9
 """Groups in a row, each a frame later than the one before, that must be in the same other place,
-give or take a pixel. With the last, `device.scene.SHOWN_BEFORE` frames and one have shown it, be
-it the end of a jump or of half a pixel per frame."""
+give or take a pixel."""
+
+SHOWN_BEFORE = SETTLED - 2 + GROUP // 2
+"""Frames that had shown the new place when the move was said: from the middle of the second of
+these groups on. The frame that tells makes one more."""
 
 STAYED = 30
 """Groups in a row that must have been in their place before, and much like the past there: where
@@ -57,7 +60,11 @@ MIN_LIKENESS = 0.4
 """Correlation with the past where it is greatest: below, it may be another specimen, or noise."""
 
 MIN_GAIN = 0.1
-"""How much greater it must be at the new place than at the old one, for the last group."""
+"""How much greater it must be at the new place than at the old one; or, of a smooth specimen, which
+is like itself everywhere near:"""
+
+MIN_GAIN_OVER_REST = 1.0
+"""as much greater as what it lacks of 1 there."""
 
 _BLUR_PX = 1.0  # sigma: noise of single pixels is like nothing
 
@@ -107,24 +114,29 @@ class MoveWatch:
         frames = list(self._frames)
         past = _contrast(frames[: -SETTLED - GROUP]) if self._left is None else self._left
         place, likeness, at_home = _most_alike(past, _contrast(frames[-GROUP:]))
-        known = likeness >= MIN_LIKENESS
-        if known and not _away(place):
+        if likeness >= MIN_LIKENESS and not _away(place):
             if self._left is not None:
                 self._start()  # it is back
             self._stayed += 1
             return False
-        if self._left is None:
-            if self._stayed < STAYED:
-                self._stayed = 0
-                return False
-            self._left = past
+        if self._left is None and self._stayed < STAYED:
+            self._stayed = 0
+            return False
+        self._left = past
+        return self._follow(place, likeness, at_home)
+
+    def _follow(self, place: Place, likeness: float, at_home: float) -> bool:
+        """Take a group that is not in its place; tell whether it has come to stay in another."""
+        known = likeness >= MIN_LIKENESS
+        self._places.append(place if known else None)
         self._since += 1
         self._unknown += not known
-        if self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
+        if self._is_settled() and _clearly_more(likeness, at_home):
+            return True
+        # A stream that began anew later than it settled would lose more than it gains.
+        if self._is_settled() or self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
             self._start()
-            return False
-        self._places.append(place if known else None)
-        return self._is_settled() and likeness >= at_home + MIN_GAIN
+        return False
 
     def _is_settled(self) -> bool:
         """Tell whether the last groups were all in the same other place, give or take a pixel."""
@@ -172,6 +184,12 @@ def _most_alike(past: np.ndarray, new: np.ndarray) -> tuple[Place, float, float]
     if abs(dy) == reach_y or abs(dx) == reach_x:
         return (0, 0), 0.0, 0.0
     return (dy, dx), float(near[row, column]), float(near[reach_y, reach_x])
+
+
+def _clearly_more(likeness: float, at_home: float) -> bool:
+    """Tell whether a specimen is much more like what was seen at the new place than at the old."""
+    gain, rest = likeness - at_home, 1 - likeness
+    return gain >= MIN_GAIN or gain >= MIN_GAIN_OVER_REST * rest
 
 
 def _away(place: Place) -> bool:

@@ -46,7 +46,6 @@ from device.model import ModelError, Step
 from device.preparation import Preparation
 from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor, told_psf
 from device.ring_buffer import RingBuffer, missed_between
-from device.scene import SHOWN_BEFORE
 
 VIEWS = ("raw", "mean", "std", "reconstruction")
 
@@ -811,13 +810,13 @@ class Pipeline:
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         kept = 0 if broken else self._capacity
-        if self._reconstructor.scene_changed(arrival.frame.array):
+        if shown := self._reconstructor.scene_changed(arrival.frame.array):
             _log.info(
                 "frame %d shows another scene or another place: the stream begins anew",
                 arrival.frame.index,
             )
             self._reconstructor.reset()
-            kept = SHOWN_BEFORE
+            kept = min(kept, shown)
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)
             if kept < len(buffer):

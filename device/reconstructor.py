@@ -15,7 +15,7 @@ from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
 from device.ring_buffer import RingBuffer
-from device.scene import SHOWN_BEFORE, SceneWatch
+from device.scene import SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -110,14 +110,14 @@ class Reconstructor:
         self._previous = None
         self._fed = 0
 
-    def scene_changed(self, array: np.ndarray) -> bool:
+    def scene_changed(self, array: np.ndarray) -> int:
         """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
 
-        To be asked once for every frame of a stream. Where it is true, `reset` is the caller's to
-        do, and to have the buffer keep the last `SHOWN_BEFORE` frames alone, which show the new
-        scene already; a window has no past and is never of another scene.
+        To be asked once for every frame of a stream. Where it is not 0, `reset` is the caller's to
+        do, and to have the buffer keep as many frames alone, which show the new scene already; a
+        window has no past and is never of another scene.
         """
-        return self.mode == "stream" and self._scene.changed(array)
+        return self._scene.changed(array) if self.mode == "stream" else 0
 
     def set_psf(self, sigma_px: float | None) -> None:
         """Give the width of the PSF in input px; None where it is not known."""
@@ -328,9 +328,9 @@ def reconstruct_stream(
     buffer = RingBuffer(step.manifest.frames, first.shape, first.dtype)
     for index, array in enumerate(chain((first,), arrays)):
         frame = _checked(array, index, first)
-        if reconstructor.scene_changed(array):
+        if shown := reconstructor.scene_changed(array):
             reconstructor.reset()
-            buffer.keep_last(SHOWN_BEFORE)
+            buffer.keep_last(shown)
         buffer.push(frame)
         yield reconstructor._stream(frame, buffer)
 

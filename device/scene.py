@@ -22,7 +22,7 @@ from collections import deque
 import cv2
 import numpy as np
 
-from device.motion import MoveWatch
+from device import motion
 
 BLOCK_PX = 8
 MAX_BLOCKS = 32
@@ -67,7 +67,7 @@ class SceneWatch:
         self._frames: deque[np.ndarray] = deque(maxlen=GROUP)
         self._patterns: deque[np.ndarray] = deque(maxlen=GROUP * (GROUPS - 1) + 1)
         self._usual = 0.0
-        self._motion = MoveWatch()
+        self._motion = motion.MoveWatch()
 
     def reset(self) -> None:
         """Forget the frames: the next one is the first of its scene."""
@@ -79,7 +79,7 @@ class SceneWatch:
         self._patterns.clear()
         self._usual = 0.0
 
-    def changed(self, frame: np.ndarray) -> bool:
+    def changed(self, frame: np.ndarray) -> int:
         """Take a frame and tell whether the scene has changed by it: another one, or moved.
 
         Parameters
@@ -89,13 +89,16 @@ class SceneWatch:
 
         Returns
         -------
-        bool
-            False while there is no past to compare with: fewer than 60 frames were seen, or, for
-            the same scene in another place, fewer than 80.
+        int
+            0 where it has not; else how many frames before this one show the new scene already. 0
+            while there is no past to compare with: fewer than 60 frames were seen, or, for the same
+            scene in another place, fewer than 80.
         """
         frame = cv2.medianBlur(frame, 3)  # hot pixels always stay, whatever the specimen does
         moved = self._motion.changed(frame)
-        return self._is_another(frame) or moved
+        if self._is_another(frame):
+            return SHOWN_BEFORE
+        return motion.SHOWN_BEFORE if moved else 0
 
     def _is_another(self, frame: np.ndarray) -> bool:
         """Take a frame and tell whether another scene was shown some frames ago."""

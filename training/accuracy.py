@@ -137,6 +137,7 @@ def do(job: Job) -> JobResult:
     rng = np.random.default_rng((SEED, place, 2))
     drifts = drift.drift(job.kind, scene, watched, job.frames, rng)
     counted = dict(counting.counts)
+    rng = np.random.default_rng((SEED, place, 3))  # whatever the length of the stream was
     responses = [
         each
         for change in drift.CHANGES
