@@ -7,7 +7,8 @@ fluctuates, is most like itself where it is. One that was moved is most like its
 
 A specimen that was in its place for long and is not any more is followed: what is seen is compared
 with what was seen last in the old place, however long the way. A move is said when the last groups
-of frames were all most like it in the same other place. What is too noisy or too sparse to be known
+of frames were all most like it in the same other place: of a move that takes more than three frames
+for a pixel, too early. What is too noisy or too sparse to be known
 again is therefore never said to have moved.
 """
 

@@ -6,7 +6,7 @@ busy for a moment loses nothing; what is too much pushes the oldest out. In stre
 has happened and the work on a frame is known to take longer than the camera does, waiting would
 only make old images: then the queue holds a few frames and the newest win, until the work is fast
 enough again. Those that wait are taken into the stream without an image of their own, in less time,
-and the newest of them gets one; with a model that has no such shorter step the queue holds one. In
+but for the last of them; with a model that has no such shorter step the queue holds one. In
 window mode the frames that came while a window was computed all enter the buffer
 before the next window begins.
 
@@ -54,7 +54,9 @@ _log = logging.getLogger(__name__)
 _WORK_KEPT = 15
 _FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
 _KEEPS_UP = 0.9
-_CARRIED = 7  # frames without an image before one that has one: no image is older than they take
+# Frames without an image before one that has one. Together they take no longer than an image does:
+# more would make images rarer and older than a viewer likes.
+_CARRIED = 2
 _READ_TIMEOUT_S = 0.25
 _GAP_S = 1.0
 _OPEN_DEADLINE_S = 10.0

@@ -33,7 +33,7 @@ class Sensor:
         Mean dark signal of the hot pixels in photoelectrons per frame, exponentially distributed.
     column_offset_e : float
         Standard deviation of the columns' offsets in photoelectrons: each has an amplifier of its
-        own, or even and odd ones share two, by which they differ as much.
+        own, and even and odd ones differ as much.
     processing : Processing
         What the camera does to the frame afterwards.
     """

@@ -51,7 +51,9 @@ class TrainingSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_is_gone(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _without_what_is_gone(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
         return {name: value for name, value in values.items() if (name, value) not in _GONE.items()}
 
     @model_validator(mode="after")
