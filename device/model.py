@@ -591,7 +591,9 @@ def _checked_recurrence(
     manifest: Manifest, interpreter: Any
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Do as `_checked_tensors` with the part that makes the state alone, of some of the inputs."""
-    known = interpreter.get_signature_runner(manifest.signature).get_input_details()
+    known = {}
+    if manifest.signature in interpreter.get_signature_list():
+        known = interpreter.get_signature_runner(manifest.signature).get_input_details()
     inputs = {name: spec for name, spec in manifest.inputs.items() if name in known}
     outputs = {name: manifest.outputs[name] for name in manifest.state.values()}
     part = manifest.model_copy(update={"inputs": inputs, "outputs": outputs})

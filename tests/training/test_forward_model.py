@@ -418,3 +418,16 @@ def test_a_part_of_the_stacks_is_usually_sampled() -> None:
     usual = [sigma for sigma in drawn if 1.0 <= sigma <= 1.2]
     assert 10 <= len(usual) <= 30
     assert all(2.5 <= sigma <= 3.0 for sigma in drawn if sigma not in usual)
+
+
+def test_columns_differ_where_they_are_asked_to() -> None:
+    """Mutations: the offset is drawn and not passed on; it is drawn where there is none, so that
+    the stacks of a seed are others."""
+    with_columns = ForwardModelSettings(column_probability=1, column_offset_e=(0.2, 0.3))
+    drawn = [draw_sensor(with_columns, 100.0, np.random.default_rng(k)) for k in range(5)]
+    assert all(0.2 <= sensor.column_offset_e <= 0.3 for sensor in drawn)
+    one, other = np.random.default_rng(1), np.random.default_rng(1)
+    without = draw_sensor(ForwardModelSettings(), 100.0, one)
+    assert without.column_offset_e == 0
+    draw_sensor(ForwardModelSettings(column_offset_e=(0.5, 0.6)), 100.0, other)
+    assert one.random() == other.random()
