@@ -43,8 +43,7 @@ def benchmark(
     dict
         ``machine``, ``size_px``, ``threads``; ``step_ms``, ``carried_ms`` and ``frame_ms``, medians
         by form, of a step, of one without an image, and of a step with statistics, normalization
-        and copies; ``float32_over_int8``, the ratio of the
-        steps' medians.
+        and copies; ``float32_over_int8``, the ratio of the steps' medians.
 
     Raises
     ------

@@ -529,7 +529,7 @@ def _check_file(
             f"the manifest {manifest_path} does not list {path.name}; "
             "use a model file together with the manifest it came with"
         )
-    ((form, entry),) = list(entries.items())[:1]
+    form, entry = next(iter(entries.items()))
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != entry.sha256 or len(content) != entry.bytes:
         raise ModelError(

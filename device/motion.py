@@ -8,8 +8,8 @@ fluctuates, is most like itself where it is. One that was moved is most like its
 A specimen that was in its place for long and is not any more is followed: what is seen is compared
 with what was seen last in the old place, however long the way. A move is said when the last groups
 of frames were all most like it in the same other place: of a move that takes more than three frames
-for a pixel, too early. What is too noisy or too sparse to be known
-again is therefore never said to have moved.
+for a pixel, too early. What is too noisy or too sparse to be known again is therefore never said to
+have moved.
 """
 
 from __future__ import annotations
@@ -132,10 +132,11 @@ class MoveWatch:
         self._places.append(place if known else None)
         self._since += 1
         self._unknown += not known
-        if self._is_settled() and _clearly_more(likeness, at_home):
+        settled = self._is_settled()
+        if settled and _clearly_more(likeness, at_home):
             return True
         # A stream that began anew later than it settled would lose more than it gains.
-        if self._is_settled() or self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
+        if settled or self._since > PATIENCE or self._unknown > MAX_UNKNOWN:
             self._start()
         return False
 

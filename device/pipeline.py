@@ -6,9 +6,9 @@ busy for a moment loses nothing; what is too much pushes the oldest out. In stre
 has happened and the work on a frame is known to take longer than the camera does, waiting would
 only make old images: then the queue holds a few frames and the newest win, until the work is fast
 enough again. Those that wait are taken into the stream without an image of their own, in less time,
-but for the last of them; with a model that has no such shorter step the queue holds one. In
-window mode the frames that came while a window was computed all enter the buffer
-before the next window begins.
+but for the last of them; with a model that has no such shorter step the queue holds one. In window
+mode the frames that came while a window was computed all enter the buffer before the next window
+begins.
 
 One lock guards the accounts, the queue, the results and the buffer against `push`. Only short work
 is done under it: the standard deviation that somebody looks at is computed outside, of copied sums.
@@ -214,10 +214,9 @@ class _Pace:
     def add(self, work_s: float) -> None:
         self._work_s.append(work_s)
 
-    def is_behind(self, overrun: bool, interval_s: float) -> bool:
-        """Take note of whether the queue has run over; tell how things stand."""
+    def note(self, overrun: bool, interval_s: float) -> None:
+        """Take note of whether the queue has run over: `behind` says how things stand."""
         self.behind = (self.behind or overrun) and not self._keeps_up(interval_s)
-        return self.behind
 
     def _keeps_up(self, interval_s: float) -> bool:
         if len(self._work_s) < _FIRST_STEPS or interval_s <= 0:
@@ -721,9 +720,9 @@ class Pipeline:
 
     def _enqueue(self, arrival: _Arrival) -> None:
         self._queue.append(arrival)
-        overrun = len(self._queue) > self._capacity
+        self._pace.note(len(self._queue) > self._capacity, arrival.era.interval_s)
         room = self._capacity
-        if self._pace.is_behind(overrun, arrival.era.interval_s) and arrival.era.mode == "stream":
+        if self._pace.behind and arrival.era.mode == "stream":
             room = min(room, 1 + _CARRIED if self._step.has_recurrence else 1)
         while len(self._queue) > room:
             self._queue.popleft()
@@ -786,9 +785,8 @@ class Pipeline:
     def _is_carried(self, arrival: _Arrival) -> bool:
         """Tell whether a later frame of the same stream gets the image."""
         with self._changed:
-            later = bool(self._queue) and not self._queue[0].era.broken_from(arrival.era)
-            behind = self._pace.behind
-        carried = later and behind and self._step.has_recurrence and self._carried < _CARRIED
+            wanted = self._pace.behind and self._goes_on(arrival)
+        carried = wanted and self._step.has_recurrence and self._carried < _CARRIED
         self._carried = self._carried + 1 if carried else 0
         return carried
 
@@ -796,8 +794,11 @@ class Pipeline:
         """Tell whether the next waiting frame belongs in the same window and pushes none out."""
         self._unused += 1
         with self._changed:
-            joined = bool(self._queue) and not self._queue[0].era.broken_from(arrival.era)
-        return joined and self._unused < self._capacity
+            return self._goes_on(arrival) and self._unused < self._capacity
+
+    def _goes_on(self, arrival: _Arrival) -> bool:
+        """Tell, under the lock, whether a frame waits that belongs to the same series."""
+        return bool(self._queue) and not self._queue[0].era.broken_from(arrival.era)
 
     def _buffer_frame(self, arrival: _Arrival) -> None:
         """Put a frame into the buffer, after what its era asks for."""

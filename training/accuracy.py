@@ -260,10 +260,10 @@ def _drift_table(content: Content) -> str:
 
 
 def _response_table(content: Content) -> str:
-    lag, ghost = "less window, 30 frames later, dB", "ghost, 60 frames later"
     head = ["after a change"]
     for player in ("stream", "daemon's"):
-        head += [f"{player} {lag}", "worst", f"{player} {ghost}", "worst"]
+        head += [f"{player} less window, 30 frames later, dB", "worst"]
+        head += [f"{player} ghost, 60 frames later", "worst"]
     rows = []
     for change in drift.CHANGES:
         for form in FORMS:
@@ -439,7 +439,7 @@ def without_narrowing(models: Path, folder: Path) -> Path:
     for form, content in contents.items():
         target = folder / entries[form]["file"]
         target.write_bytes(content)
-        entries[form] |= {"sha256": release.sha256(target), "bytes": len(content)}
+        entries[form] = release.file_entry(target)
     (folder / f"{stem}.json").write_text(json.dumps(fields | {"files": entries}))
     release.add_recurrences(folder / f"{stem}.json")
     return folder

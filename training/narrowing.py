@@ -60,7 +60,12 @@ def narrowed(model: bytes) -> bytes:
     _set_beyond(graph, kinds)
     _follow_enlarging(graph, kinds)
     _renew_bias_scales(parsed, graph, kinds)
-    builder = flatbuffers.Builder(len(model) + 65536)
+    return packed(parsed)
+
+
+def packed(parsed: Any) -> bytes:
+    """Write a parsed model, `schema.ModelT`, as a TFLite file."""
+    builder = flatbuffers.Builder(65536)  # grows
     builder.Finish(parsed.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
+
+from training.narrowing import packed
 
 
 def recurrence(model: bytes, outputs: Iterable[str]) -> bytes:
@@ -46,9 +47,7 @@ def recurrence(model: bytes, outputs: Iterable[str]) -> bytes:
     _drop_tensors(graph, signature, needed)
     _drop_contents(parsed, graph)
     parsed.metadata = []
-    builder = flatbuffers.Builder(len(model))
-    builder.Finish(parsed.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(parsed)
 
 
 def _drop_tensors(

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import flatbuffers
 import h5py
 from ai_edge_litert import schema_py_generated as schema
 
@@ -34,6 +33,7 @@ from training import (
 from training import settings as settings_file
 from training.forward_model import WINDOW
 from training.golden import add_golden
+from training.narrowing import packed
 from training.network import SIZE_MULTIPLE, UPSAMPLING, NetworkSettings
 from training.quantize import SIGNATURE, SIZE_PX, conversion, load_converted
 from training.recurrence import recurrence
@@ -113,9 +113,7 @@ def embed(model: bytes, content: dict[str, Any]) -> bytes:
     entry.name, entry.buffer = EMBEDDED_NAME.encode(), len(parsed.buffers)
     parsed.buffers.append(buffer)
     parsed.metadata = [*(parsed.metadata or []), entry]
-    builder = flatbuffers.Builder(len(model) + 65536)
-    builder.Finish(parsed.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return packed(parsed)
 
 
 def sha256(path: Path) -> str:
@@ -138,7 +136,7 @@ def write_pair(run: Path, version: str, folder: Path) -> Path:
     for form in FORMS:
         source, path = run / f"{form}.tflite", folder / f"{stem}-{form}.tflite"
         path.write_bytes(embed(source.read_bytes(), content))
-        files[form] = _entry(path)
+        files[form] = file_entry(path)
     (folder / f"{stem}.json").write_text(json.dumps(content | {"files": files}, indent=2) + "\n")
     load_converted(run).save_weights(folder / f"{stem}.weights.h5")
     shutil.copyfile(run / "settings.json", folder / f"{stem}.settings.json")
@@ -153,11 +151,11 @@ def add_recurrences(manifest_path: Path) -> None:
         whole = manifest_path.with_name(entry["file"])
         path = whole.with_suffix(".recurrence.tflite")
         path.write_bytes(recurrence(whole.read_bytes(), content["state"].values()))
-        content["recurrences"][form] = _entry(path)
+        content["recurrences"][form] = file_entry(path)
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def _entry(path: Path) -> dict[str, Any]:
+def file_entry(path: Path) -> dict[str, Any]:
     """Describe a file as a manifest does."""
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
 

@@ -118,6 +118,16 @@ def write_model(tmp_path: Path, bare_model: bytes):
     return write
 
 
+def _replaced(path: Path, content: bytes, kind: str) -> None:
+    """Write another content into a file, and its checksum into the manifest's list of that kind."""
+    path.write_bytes(content)
+    manifest = path.with_name("stand_in-1.2.0.json")
+    fields = json.loads(manifest.read_text())
+    sha256 = hashlib.sha256(content).hexdigest()
+    fields[kind]["int8"] |= {"sha256": sha256, "bytes": len(content)}
+    manifest.write_text(json.dumps(fields))
+
+
 def _refusal(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         load_step(path)
@@ -224,12 +234,7 @@ def test_a_recurrence_of_something_else_is_refused(with_recurrence, bare_model):
     path = with_recurrence.with_name(NAME)
     for outputs in (["h_out"], ["h_out", "c_out", "image"]):
         content = recurrence(bare_model, outputs)
-        with_recurrence.write_bytes(content)
-        manifest = path.with_name("stand_in-1.2.0.json")
-        fields = json.loads(manifest.read_text())
-        sha256 = hashlib.sha256(content).hexdigest()
-        fields["recurrences"]["int8"] |= {"sha256": sha256, "bytes": len(content)}
-        manifest.write_text(json.dumps(fields))
+        _replaced(with_recurrence, content, "recurrences")
         assert "the model has the outputs" in _refusal(path)
 
 
@@ -315,12 +320,7 @@ def test_a_field_only_inside_is_refused(write_model):
 def test_a_model_without_a_manifest_inside_is_refused(write_model, bare_model):
     """Mutation: no embedded manifest counts as an equal one."""
     path = write_model()
-    path.write_bytes(bare_model)
-    pair = path.with_name("stand_in-1.2.0.json")
-    fields = json.loads(pair.read_text())
-    sha256 = hashlib.sha256(bare_model).hexdigest()
-    fields["files"]["int8"] |= {"sha256": sha256, "bytes": len(bare_model)}
-    pair.write_text(json.dumps(fields))
+    _replaced(path, bare_model, "files")
     assert "no manifest inside" in _refusal(path)
 
 

@@ -254,6 +254,17 @@ def _hold_up(pipeline, camera, step, first: int, count: int) -> None:
     )
 
 
+def _held_up(rig, step, work_s: float, came: int):
+    """Six frames that took so long each, and a seventh in its step while others came."""
+    camera, clock = ScriptedCamera(), Clock()
+    step.before = lambda: setattr(clock, "now_s", clock.now_s + work_s)
+    pipeline = rig("stream", camera, step, clock=clock)
+    pipeline.start()
+    _work_off_one_by_one(pipeline, camera, step, range(6))
+    _hold_up(pipeline, camera, step, first=6, count=came)
+    return pipeline, camera
+
+
 @pytest.mark.parametrize(
     ("work_s", "came", "waiting"),
     [
@@ -268,12 +279,8 @@ def test_the_newest_wins_where_the_step_is_too_slow(rig, work_s, came, waiting):
 
     Also: frames lost for some slow steps, although the queue has room.
     """
-    camera, step, clock = ScriptedCamera(), CountingStep(frames=6), Clock()
-    step.before = lambda: setattr(clock, "now_s", clock.now_s + work_s)
-    pipeline = rig("stream", camera, step, clock=clock)
-    pipeline.start()
-    _work_off_one_by_one(pipeline, camera, step, range(6))
-    _hold_up(pipeline, camera, step, first=6, count=came)
+    step = CountingStep(frames=6)
+    pipeline, _ = _held_up(rig, step, work_s, came)
     assert pipeline.state()["frames_waiting"] == waiting
     step.gate.set()
     _processed(pipeline, 7 + waiting)
@@ -284,13 +291,8 @@ def test_the_newest_wins_where_the_step_is_too_slow(rig, work_s, came, waiting):
 def test_what_waits_is_carried_where_that_is_quick(rig, came, carried, skipped):
     """Mutations: an image for each, so that no newer one is made; all skipped but the newest; no
     image at all while more come; what is carried is not counted, or not in the buffer."""
-    camera, clock = ScriptedCamera(), Clock()
     step = CountingStep(frames=8, has_recurrence=True)
-    step.before = lambda: setattr(clock, "now_s", clock.now_s + 1.2 * INTERVAL_S)
-    pipeline = rig("stream", camera, step, clock=clock)
-    pipeline.start()
-    _work_off_one_by_one(pipeline, camera, step, range(6))
-    _hold_up(pipeline, camera, step, first=6, count=came)
+    pipeline, _ = _held_up(rig, step, 1.2 * INTERVAL_S, came)
     assert pipeline.state()["frames_waiting"] == 1 + carried
     step.images.clear()
     step.gate.set()
@@ -305,13 +307,8 @@ def test_what_waits_is_carried_where_that_is_quick(rig, came, carried, skipped):
 
 def test_an_image_is_made_however_many_frames_wait(rig):
     """Mutation: frames that come faster than they are carried leave no time for an image."""
-    camera, clock = ScriptedCamera(), Clock()
     step = CountingStep(frames=6, has_recurrence=True)
-    step.before = lambda: setattr(clock, "now_s", clock.now_s + 1.2 * INTERVAL_S)
-    pipeline = rig("stream", camera, step, clock=clock)
-    pipeline.start()
-    _work_off_one_by_one(pipeline, camera, step, range(6))
-    _hold_up(pipeline, camera, step, first=6, count=7)
+    pipeline, camera = _held_up(rig, step, 1.2 * INTERVAL_S, came=7)
     step.images.clear()
     index = iter(range(14, 100))
 
@@ -328,13 +325,8 @@ def test_an_image_is_made_however_many_frames_wait(rig):
 @pytest.mark.parametrize("work_s", [0.5 * INTERVAL_S, 1.2 * INTERVAL_S])
 def test_every_frame_has_its_image_while_the_queue_has_room(rig, work_s):
     """Mutation: whatever waits is carried, after any short hold-up and on a fast machine, too."""
-    camera, clock = ScriptedCamera(), Clock()
     step = CountingStep(frames=6, has_recurrence=True)
-    step.before = lambda: setattr(clock, "now_s", clock.now_s + work_s)
-    pipeline = rig("stream", camera, step, clock=clock)
-    pipeline.start()
-    _work_off_one_by_one(pipeline, camera, step, range(6))
-    _hold_up(pipeline, camera, step, first=6, count=6)
+    pipeline, _ = _held_up(rig, step, work_s, came=6)
     step.gate.set()
     _processed(pipeline, 13)
     assert all(step.images)
@@ -342,13 +334,8 @@ def test_every_frame_has_its_image_while_the_queue_has_room(rig, work_s):
 
 def test_a_carried_frame_that_fails_is_counted(rig):
     """Mutation: it stays in flight for ever."""
-    camera, clock = ScriptedCamera(), Clock()
     step = CountingStep(frames=6, has_recurrence=True)
-    step.before = lambda: setattr(clock, "now_s", clock.now_s + 1.2 * INTERVAL_S)
-    pipeline = rig("stream", camera, step, clock=clock)
-    pipeline.start()
-    _work_off_one_by_one(pipeline, camera, step, range(6))
-    _hold_up(pipeline, camera, step, first=6, count=7)
+    pipeline, _ = _held_up(rig, step, 1.2 * INTERVAL_S, came=7)
 
     def fail_once() -> None:
         if step.images[-1:] == [True] and len(step.images) == 7:
