@@ -46,6 +46,8 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with thin structures."""
     both_fraction: Fraction = 0.1
     """Part of the stacks with a thin and a continuous structure over each other."""
+    both_share: tuple[Fraction, Fraction] = (0.2, 0.8)
+    """Brightness of the thin one of such in that of both, uniform."""
     beads_fraction: Fraction = 0.0
     """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
     soft_fraction: Fraction = 0.0
@@ -278,7 +280,7 @@ def draw_specimen(
         return "image", crop(settings.images, grid, rng)
     if rng.random() < settings.both_fraction:
         thin, wide = (str(rng.choice(settings.named(kind))) for kind in (THIN, CONTINUOUS))
-        share = rng.uniform(0.2, 0.8)
+        share = rng.uniform(*settings.both_share)
         one, other = (draw_family(settings, family, grid, rng) for family in (thin, wide))
         return f"{thin}+{wide}", share * one + (1 - share) * other
     kind = THIN if rng.random() < settings.thin_fraction else CONTINUOUS

@@ -26,8 +26,13 @@ and no pattern of the folding is left in it. Its channels come in sets of four t
 images of each other (Cohen and Welling, ICML 2016, with the group of the two mirrors): a sample
 that is mirrored, along y, x or both, gives the mirrored image, and no emitter is drawn to one side.
 
+The head looks far around with convolutions whose taps lie 4, 8 and 16 px apart (Yu and Koltun, ICLR
+2016): whether a smooth brightness is a body or haze is not seen from near by.
+
 The width of the PSF is an input, 0 where it is not known. It scales and shifts the channels of the
 head (Perez et al., AAAI 2018), by values that are learned at some widths and interpolated between.
+So do some numbers that the network finds itself, from the whole image at once (after Hu et al.,
+CVPR 2018): a PSF is the same all over a field, and so is the noise.
 
 Everything is in `keras.ops`, runs on any backend, and consists of operators that are delegated in
 int8 (see the op gate in `quantize.py`).
@@ -62,6 +67,11 @@ class NetworkSettings(BaseModel):
     """Channels of the head."""
     head_layers: int = Field(4, ge=0)
     """Convolutions of the head beyond the first and the last; each adds to what it is given."""
+    context_px: tuple[int, ...] = ()
+    """How far apart the taps of further convolutions of the head are, camera px, each even; they
+    come after the first `NEAR` of the others."""
+    estimates: int = Field(0, ge=0)
+    """Numbers that the head finds from the whole image, after the first `NEAR` of its layers."""
     psf_knots_px: tuple[float, ...] = Field((0.8, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5, 3.2), min_length=2)
     """Widths of the PSF, camera px, ascending from above 0, between which what they change is
     interpolated."""
@@ -72,6 +82,13 @@ class NetworkSettings(BaseModel):
         if not all(low < high for low, high in pairwise((0.0, *knots))):
             raise ValueError(f"psf_knots_px must ascend from above 0, and are {knots}")
         return knots
+
+    @field_validator("context_px")
+    @classmethod
+    def _even(cls, apart: tuple[int, ...]) -> tuple[int, ...]:
+        if any(each < FOLD or each % FOLD for each in apart):
+            raise ValueError(f"context_px must be even and above 0, and are {apart}")
+        return apart
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
@@ -95,6 +112,7 @@ _STEP = ACTIVATION_RANGE[1] / INT8_STEPS
 # Of what is added to an activation, in the same steps, so that nothing is rounded twice: what is
 # even and small over many pixels would be lost in a step that is larger, or moved by it.
 SUMMAND_RANGE = (-106 * _STEP, 149 * _STEP)  # -2.49 to 3.51
+NEAR = 2  # of the head's convolutions are made before it looks further around
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
 
@@ -104,8 +122,9 @@ class FoldedConv2D(layers.Layer):
 
     What a kernel of K x K px does to an image of C channels, a kernel of 3 x 3 does to the folded
     image of 4 C channels: output phase p sees input phase q of the folded pixel t away through the
-    tap at 2 t + q - p. The weights are those of the small kernel; the large one is put together
-    from them, and is a constant in the converted file.
+    tap at 2 t + q - p. Taps that lie an even number of pixels apart see their own phase alone. The
+    weights are those of the small kernel; the large one is put together from them, and is a
+    constant in the converted file.
 
     Takes (B, H/2, W/2, 4 C), phase by phase as `space_to_depth` makes it, or several such, whose
     channels C are counted one after the other; returns (B, H/2, W/2, groups x 4 x filters), in this
@@ -124,7 +143,9 @@ class FoldedConv2D(layers.Layer):
     groups : int
         Sets of output channels, one after the other, so that they can be split.
     size_px : int
-        K, 3 or 5.
+        K, 1, 3 or 5.
+    apart_px : int
+        From one tap to the next, 1 or an even number.
     activation : str, optional
         As in Keras.
     use_bias : bool
@@ -138,6 +159,7 @@ class FoldedConv2D(layers.Layer):
         filters: int,
         groups: int = 1,
         size_px: int = 5,
+        apart_px: int = 1,
         activation: str | None = None,
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
@@ -146,6 +168,7 @@ class FoldedConv2D(layers.Layer):
     ) -> None:
         super().__init__(**options)
         self.filters, self.groups, self.size_px = filters, groups, size_px
+        self.apart_px = apart_px
         self.activation, self.use_bias = keras.activations.get(activation), use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
@@ -176,20 +199,26 @@ class FoldedConv2D(layers.Layer):
         return ops.reshape(joined, (*joined.shape[:3], -1))
 
     def folded_kernel(self, start: int, channels: int) -> Any:
-        """Put an input's large kernel together, (3, 3, 4 C, groups x 4 x filters)."""
+        """Put an input's large kernel together, (3, 3, 4 C, groups x 4 x filters).
+
+        It is of 1 x 1 where the small one is, and of K x K where its taps lie apart.
+        """
         kernel = self.mirrored_kernel(start, channels)
         padded = ops.pad(kernel, [[1, 1], [1, 1], [0, 0], [0, 0]])  # a rim of zeros
         taps = ops.reshape(padded, (-1, channels, self.groups, self.filters))
-        taps = ops.take(taps, _folded_taps(self.size_px), axis=0)  # (ty, tx, q, p, C, groups, f)
+        of_taps = _folded_taps(self.size_px, self.apart_px)
+        taps = ops.take(taps, of_taps, axis=0)  # (ty, tx, q, p, C, groups, f)
         taps = ops.transpose(taps, (0, 1, 2, 4, 5, 3, 6))  # (ty, tx, q, C, groups, p, f)
         outputs = self.groups * FOLD**2 * self.filters
-        return ops.reshape(taps, (3, 3, FOLD**2 * channels, outputs))
+        return ops.reshape(taps, (*of_taps.shape[:2], FOLD**2 * channels, outputs))
 
     def call(self, x: Any, factor: float = 1.0, offset: float = 0.0) -> Any:
         """Convolve, sum up, and add the bias; the result times the factor, plus the offset."""
         total, start = None, 0
+        apart = max(1, self.apart_px // FOLD)
         for each, channels in zip(x if isinstance(x, list) else [x], self.channels, strict=True):
-            part = ops.conv(each, factor * self.folded_kernel(start, channels), padding="same")
+            kernel = factor * self.folded_kernel(start, channels)
+            part = ops.conv(each, kernel, padding="same", dilation_rate=apart)
             if self.use_bias and total is None:  # of the first convolution: no sum of its own
                 part = ops.add(part, factor * per_channel(self.bias, self.groups) + offset)
             total = part if total is None else ops.add(total, part)
@@ -222,14 +251,19 @@ def mirrored_channels(channels: int, mirror: int) -> np.ndarray:
     return (m ^ mirror) * sets + f
 
 
-def _folded_taps(size_px: int) -> np.ndarray:
-    """Index of the tap in the kernel with its rim, (3, 3, 4, 4): t in y and x, phases q and p."""
-    t, q, p = np.meshgrid([-1, 0, 1], [0, 1], [0, 1], indexing="ij")
-    reach = size_px // 2 + 1  # the rim of zeros
-    tap = np.clip(FOLD * t + q - p, -reach, reach) + reach  # (t, q, p) along one axis
+def _folded_taps(size_px: int, apart_px: int = 1) -> np.ndarray:
+    """Index of the tap in the kernel with its rim, (n, n, 4, 4): t in y and x, phases q and p."""
+    near = size_px // 2
+    rim = near + 1  # of zeros
+    reach = near if apart_px > 1 else min(near, 1)
+    t, q, p = np.meshgrid(np.arange(-reach, reach + 1), [0, 1], [0, 1], indexing="ij")
+    if apart_px > 1:
+        tap = np.where(q == p, t, -rim) + rim
+    else:
+        tap = np.clip(FOLD * t + q - p, -rim, rim) + rim  # (t, q, p) along one axis
     # (ty, tx, qy, qx, py, px)
     flat = tap[:, None, :, None, :, None] * (size_px + 2) + tap[None, :, None, :, None, :]
-    return flat.reshape(3, 3, FOLD**2, FOLD**2)
+    return flat.reshape(len(t), len(t), FOLD**2, FOLD**2)
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -301,8 +335,8 @@ class PsfWidth(layers.Layer):
 class PsfModulation(layers.Layer):
     """Scales and shifts channels by a function of the PSF's width (Perez et al., AAAI 2018).
 
-    Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n), the hats of the width. Where
-    all are 0 nothing is changed, which int8 holds exactly.
+    Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n), the hats of the width and what
+    was found from the whole image. Where all are 0 nothing is changed, which int8 holds exactly.
     """
 
     def build(self, x_shape: Any, change_shape: Any) -> None:
@@ -327,6 +361,49 @@ class PsfModulation(layers.Layer):
         """Multiply the shift."""
         shift_alone = np.repeat([1.0, gain], self.kernel.shape[1] // 2)
         self.kernel.assign(self.kernel * shift_alone)
+
+
+@keras.saving.register_keras_serializable(package="learn2sofi")
+class WholeImage(layers.Layer):
+    """Finds some numbers from the whole of an image, as its noise and the width of its PSF.
+
+    Features of every pixel, none below 0, are averaged over all pixels, phases and mirror images:
+    an image that is moved or mirrored has the same.
+
+    Takes folded channels, (B, H/2, W/2, 4 F); returns (B, n), from 0 to 1.
+
+    Parameters
+    ----------
+    estimates : int
+        n.
+    """
+
+    FEATURES, HIDDEN = 32, 16
+    GAIN = 8.0  # activations are mostly far below 1
+
+    def __init__(self, estimates: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.estimates = estimates
+        self.features = FoldedConv2D(self.FEATURES, size_px=1, activation="relu6", name="features")
+
+    def build(self, x_shape: Any) -> None:
+        """Create the weights of the features and of the two layers behind them."""
+        self.features.build(x_shape)
+        n, hidden = self.FEATURES // MIRRORS, self.HIDDEN
+        self.inner = self.add_weight(name="inner", shape=(n, hidden))
+        self.inner_bias = self.add_weight(name="inner_bias", shape=(hidden,), initializer="zeros")
+        self.outer = self.add_weight(name="outer", shape=(hidden, self.estimates))
+        self.outer_bias = self.add_weight(
+            name="outer_bias", shape=(self.estimates,), initializer="zeros"
+        )
+
+    def call(self, x: Any) -> Any:
+        """Return the numbers, (B, n)."""
+        averages = ops.mean(self.features(x, factor=self.GAIN), axis=(1, 2))  # (B, 4 FEATURES)
+        repeats = FOLD**2 * MIRRORS
+        inner = ops.tile(self.inner, (repeats, 1)) / repeats  # (4 FEATURES, HIDDEN)
+        hidden = ops.relu6(ops.add(ops.matmul(averages, inner), self.inner_bias))
+        return ops.sigmoid(ops.add(ops.matmul(hidden, self.outer), self.outer_bias))
 
 
 def _enlarged(phases: Any) -> Any:
@@ -356,6 +433,20 @@ class Step(keras.Model):
         self.psf = PsfWidth(s.psf_knots_px, name="psf")
         self.modulations = [PsfModulation(name=f"modulation_{k}") for k in range(s.head_layers + 1)]
         self.head = [conv(s.head_filters, name=f"head_{k}") for k in range(s.head_layers)]
+        self.context = [
+            conv(
+                s.head_filters,
+                size_px=3,
+                apart_px=apart,
+                kernel_initializer="zeros",
+                name=f"context_{k}",
+            )
+            for k, apart in enumerate(s.context_px)
+        ]
+        self.context_modulations = [
+            PsfModulation(name=f"context_modulation_{k}") for k in range(len(s.context_px))
+        ]
+        self.whole_image = WholeImage(s.estimates, name="whole_image") if s.estimates else None
         self.correction = conv(
             UPSAMPLING**2,
             kernel_initializer="zeros",
@@ -370,6 +461,12 @@ class Step(keras.Model):
             name="upsampling",
         )
         self.upsampling.build((None, None, None, FOLD**2))  # whose kernel alone is used
+
+    @property
+    def convolutions(self) -> list[FoldedConv2D]:
+        """All whose kernels are trained."""
+        found = [each for each in self._flatten_layers() if isinstance(each, FoldedConv2D)]
+        return [each for each in found if each is not self.upsampling]
 
     def recur(
         self, frame: Any, mean: Any, h: Any, c: Any, rounded: Rounding = exact
@@ -412,13 +509,29 @@ class Step(keras.Model):
         x = rounded(ops.add(of_mean, of_frames), SUMMAND_RANGE)
         x = ops.relu6(first(x, change, rounded=rounded))
         x = rounded(x, ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
-        for layer, modulation in zip(self.head, further, strict=True):
-            more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
-            x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
+        x = self._deepened(x, self.head[:NEAR], further[:NEAR], change, rounded)
+        if self.whole_image is not None:
+            change = ops.concatenate([change, self.whole_image(x)], axis=-1)
+        x = self._deepened(x, self.context, self.context_modulations, change, rounded)
+        x = self._deepened(x, self.head[NEAR:], further[NEAR:], change, rounded)
         taps = self.upsampling.mirrored_kernel(0, 1)
         phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
         image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
         return ops.relu(ops.add(image, self.correct(x, rounded)))
+
+    @staticmethod
+    def _deepened(
+        x: Any,
+        convolutions: list[FoldedConv2D],
+        modulations: list[PsfModulation],
+        change: Any,
+        rounded: Rounding,
+    ) -> Any:
+        """Let each of these layers of the head add to what it is given."""
+        for layer, modulation in zip(convolutions, modulations, strict=True):
+            more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
+            x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
+        return x
 
     def correct(self, x: Any, rounded: Rounding) -> Any:
         """Say what is to be added to the interpolated mean, (B, 2H, 2W, 1), from the head.
@@ -446,10 +559,13 @@ class Step(keras.Model):
         multiplied, they have more of int8's steps, and the largest end at the limit.
         """
         scaled = [self.head_mean.kernel, self.head_mean.bias, self.head_hidden.kernel]
-        for weights in (*scaled, *(layer.bias for layer in self.head)):
+        for weights in (*scaled, *(layer.bias for layer in (*self.head, *self.context))):
             weights.assign(weights * gain)
-        for modulation in self.modulations:
+        for modulation in (*self.modulations, *self.context_modulations):
             modulation.scale_shift(gain)
+        if self.whole_image is not None:
+            kernel = self.whole_image.features.kernel
+            kernel.assign(kernel / gain)
         self.correction.kernel.assign(self.correction.kernel / gain)
 
     def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
@@ -489,6 +605,36 @@ def as_int8(x: Any, limits: tuple[float, float]) -> Any:
     """Clip to the limits and round to int8's steps between them, of which 0 is one."""
     step = (limits[1] - limits[0]) / INT8_STEPS
     return ops.round(ops.clip(x, *limits) / step) * step
+
+
+def take_over(step: Step, smaller: Step) -> None:
+    """Give a step the weights of a smaller one, so that it makes the same images.
+
+    Layers that are new, and rows of a PSF's modulation for what is newly found, stay as they begin:
+    they change nothing yet.
+
+    Raises
+    ------
+    ValueError
+        The smaller one has weights that do not fit, or that the step lacks.
+    """
+    given = {_within(variable): variable for variable in smaller.variables}
+    for variable in step.variables:
+        old = given.pop(_within(variable), None)
+        if old is None:
+            continue
+        value, known = (np.array(keras.ops.convert_to_numpy(each)) for each in (variable, old))
+        if known.shape[1:] != value.shape[1:] or len(known) > len(value):
+            raise ValueError(f"{old.path} is {known.shape}, where {value.shape} is needed")
+        value[: len(known)] = known
+        variable.assign(value)
+    if given:
+        raise ValueError(f"there is no place for {sorted(given)}")
+
+
+def _within(variable: Any) -> str:
+    """Path of a variable within the network, whatever that is called."""
+    return str(variable.path.partition("/")[2])
 
 
 def build_step(settings: NetworkSettings, height: int = 128, width: int = 128) -> Step:

@@ -18,8 +18,10 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from training import settings as settings_file
 from training.example import make_example
 from training.forward_model import WINDOW
 from training.narrowing import narrowed, operator_names
-from training.network import FRAME_RANGE, MEAN_RANGE, Step, build_step
+from training.network import FRAME_RANGE, MEAN_RANGE, FoldedConv2D, Step, build_step
 from training.revision import git_revision
 from training.rounding import round_weights
 from training.settings import TrainingSettings
@@ -146,7 +148,7 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
         name: tf.TensorSpec(shape, tf.float32, name=name)
         for name, shape in (size | {"psf_sigma_px": (1, 1), "h": state, "c": state}).items()
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _constant_kernels(step):
         archive = keras.export.ExportArchive()
         archive.track(step)
         call = partial(step.call, limited=representative is None)
@@ -159,6 +161,30 @@ def convert(step: Step, representative: Iterator[Tensors] | None = None) -> byte
         converter.representative_dataset = lambda: ((SIGNATURE, x) for x in representative)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         return _quantized(converter)
+
+
+@contextmanager
+def _constant_kernels(step: Step) -> Iterator[None]:
+    """Have the large kernels put together before the step is traced.
+
+    The converter does not compute in advance what becomes many times larger.
+    """
+
+    def constant(layer: FoldedConv2D) -> Callable[[int, int], np.ndarray]:
+        starts = [0, *accumulate(layer.channels)]
+        kernels = {
+            key: keras.ops.convert_to_numpy(layer.folded_kernel(*key))
+            for key in zip(starts, layer.channels, strict=False)
+        }
+        return lambda start, channels: kernels[start, channels]
+
+    for layer in step.convolutions:
+        layer.folded_kernel = constant(layer)  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        for layer in step.convolutions:
+            del layer.folded_kernel
 
 
 def convert_rounded(step: Step, representative: Iterator[Tensors]) -> bytes:

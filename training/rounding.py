@@ -40,7 +40,7 @@ def round_weights(step: Step, samples: Iterable[Tensors]) -> None:
     samples : iterable of dict
         Inputs of the step, NHWC.
     """
-    layers = [x for x in step.layers if isinstance(x, FoldedConv2D) and x is not step.upsampling]
+    layers = step.convolutions
     seen = {layer.name: Inputs(layer) for layer in layers}
     with _watched(layers, seen):
         for sample in samples:
@@ -61,7 +61,8 @@ class Inputs:
     """
 
     def __init__(self, layer: FoldedConv2D) -> None:
-        self.size_px, self.channels = layer.size_px, layer.channels
+        self.size_px, self.apart_px = layer.size_px, layer.apart_px
+        self.channels = layer.channels
         taps = self.size_px**2 * sum(self.channels)
         self.squares = np.zeros((taps, taps))
         self._rng = np.random.default_rng(0)
@@ -82,9 +83,10 @@ class Inputs:
 
     def _under_the_kernel(self, image: np.ndarray) -> np.ndarray:
         """What lies under the kernel at some pixels of an image, (H, W, C): (n, K K C)."""
-        reach = self.size_px // 2
+        reach = self.size_px // 2 * self.apart_px
         padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)))
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (self.size_px,) * 2, (0, 1))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * reach + 1,) * 2, (0, 1))
+        windows = windows[..., :: self.apart_px, :: self.apart_px]
         y, x = (self._rng.integers(0, length, POSITIONS) for length in image.shape[:2])
         taken = windows[y, x].transpose(0, 2, 3, 1)  # (n, K, K, C)
         return taken.reshape(POSITIONS, -1).astype(np.float64)

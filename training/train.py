@@ -31,7 +31,7 @@ from training.dataset import TrainingStream, validation_set
 from training.example import Example
 from training.loss import loss_with
 from training.metrics import psnr_db
-from training.network import Unrolled, build_step
+from training.network import Unrolled, build_step, take_over
 from training.original import Windows, original
 from training.revision import git_revision
 from training.settings import TrainingSettings
@@ -272,8 +272,10 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
         There are no weights of this network.
     """
     try:
-        weights, made_by = _weights_and_origin(initial)
-        network.step.load_weights(weights)
+        weights, made_by, settings = _weights_and_origin(initial)
+        smaller = build_step(settings.network)
+        smaller.load_weights(weights)
+        take_over(network.step, smaller)
         about = json.loads(run.about.read_text())
         checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
         about["initial"] = made_by | {"weights_sha256": checksum}
@@ -285,11 +287,14 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
     write_text(run.about, json.dumps(about, indent=2))
 
 
-def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any]]:
-    """Find the weights in a run's folder, or beside a released model's manifest."""
+def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
+    """Find weights, origin and settings of a run, or of a released model beside its manifest."""
     if initial.suffix == ".json":
-        return initial.with_suffix(".weights.h5"), json.loads(initial.read_text())["training"]
-    return Run(initial).best, json.loads(Run(initial).about.read_text())
+        settings = settings_file.of_file(initial.with_suffix(".settings.json"))
+        about = json.loads(initial.read_text())["training"]
+        return initial.with_suffix(".weights.h5"), about, settings
+    run = Run(initial)
+    return run.best, json.loads(run.about.read_text()), settings_file.of_run(initial)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -79,16 +79,21 @@ class TrainingSettings(BaseModel):
 
 
 def of_run(folder: Path) -> TrainingSettings:
-    """Read the settings that a run left in its folder.
+    """Read the settings that a run left in its folder; see `of_file`."""
+    return of_file(folder / "settings.json")
+
+
+def of_file(path: Path) -> TrainingSettings:
+    """Read the settings of a run, or of a released model, from their file.
 
     Raises
     ------
     OSError
-        There are none.
+        There is none.
     ValueError
         They are damaged, or those of another version.
     """
-    return TrainingSettings.model_validate_json((folder / "settings.json").read_text())
+    return TrainingSettings.model_validate_json(path.read_text())
 
 
 def load(name_or_path: str) -> TrainingSettings:
