@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from device.normalize import NormalizationSettings, Scaling, measure
+from device.psf_width import features
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.optics import UPSAMPLING
 
@@ -198,3 +199,21 @@ def _changing(
 def _cut(images: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
     y, x = corner
     return images[..., y : y + size, x : x + size]
+
+
+def psf_example(
+    model: ForwardModelSettings,
+    normalization: NormalizationSettings,
+    size_px: int,
+    seed: tuple[int, ...],
+) -> tuple[np.ndarray, float] | None:
+    """Simulate a window and measure what tells of its PSF (`device.psf_width.features`).
+
+    Returns
+    -------
+    tuple of ndarray and float, or None
+        The features, (n,), and the PSF's width in px; None where nothing fluctuates.
+    """
+    stack = simulate(model, WINDOW, (size_px, size_px), np.random.default_rng(seed))
+    found = features(normalized(stack.frames, False, normalization)[0])
+    return None if found is None else (found, stack.psf_sigma_px)

@@ -1,0 +1,250 @@
+"""The width of the PSF, found in the frames themselves.
+
+Emitters that blink on their own are not correlated with each other, so that the covariance of two
+pixels' fluctuation is one emitter's with itself: along the distance of the pixels it falls as the
+PSF's autocorrelation, a Gaussian of sqrt(2) times its width, whatever the specimen looks like (the
+property that SOFI weighs its cross-cumulants by: Dertinger et al., Opt. Express 18, 18875, 2010).
+Shot and read noise of two pixels are independent and not in it. Under speckle neighbours fluctuate
+together and the covariance is wider; how much so shows in its shape, in how strong it is beside the
+noise, and in the finest structure of the mean image, which two halves of the frames have in common.
+
+What is measured of this (`features`) goes through a few small networks, trained on simulated
+stacks (`training/psf_width.py`), which say the width and how far it may be wrong. Where nothing
+fluctuates they say nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+REACH_PX = 8  # pixels that are compared lie no further apart
+SQUARED_DISTANCES = (1, 2, 4, 5, 8, 9, 10, 13, 16, 18, 20, 25, 32, 36, 49, 64)
+BANDS = 24  # of spatial frequency, from 0 to Nyquist's along an axis
+FIELD_PX = 256  # of a larger field the middle is enough
+LEAST_FRAMES = 4  # half of them are compared with the other half
+LIMIT = 5.0  # of a feature, in standard deviations of the training
+
+CAUTION = 0.6
+"""How many standard errors below its estimate the width is told to the network: too narrow a PSF
+leaves the image a little less sharp, too wide a one makes structure that is not there."""
+
+LARGEST_ERROR = 0.3
+"""Relative standard error from which on the network is told nothing."""
+
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class PsfEstimate:
+    """What was found.
+
+    Attributes
+    ----------
+    sigma_px : float
+        Standard deviation of the PSF in px.
+    relative_error : float
+        Its standard error over itself, as the networks expect it.
+    """
+
+    sigma_px: float
+    relative_error: float
+
+    @property
+    def told_px(self) -> float | None:
+        """What the network is told; None where too little is known."""
+        if self.relative_error > LARGEST_ERROR:
+            return None
+        return self.sigma_px * float(np.exp(-CAUTION * self.relative_error))
+
+
+def features(frames: np.ndarray) -> np.ndarray | None:
+    """Measure what tells of the PSF's width.
+
+    Parameters
+    ----------
+    frames : ndarray
+        (T, H, W), normalized.
+
+    Returns
+    -------
+    ndarray or None
+        (n,) float32; None where nothing fluctuates or there are fewer than `LEAST_FRAMES`.
+    """
+    frames = _middle(frames).astype(np.float32, copy=False)
+    if len(frames) < LEAST_FRAMES:
+        return None
+    variance, *covariances = _covariances(frames - frames.mean(axis=0))
+    if not variance > _TINY:
+        return None
+    nearest = max(covariances[0], _TINY)
+    ratios = np.clip(np.array(covariances[1:]) / nearest, -1.0, 1.5)
+    strength = np.log([max(nearest / variance, 1e-4), variance])
+    one, other = frames[0::2].mean(axis=0), frames[1::2].mean(axis=0)
+    common = _cross_spectrum(one, other)  # (BANDS,)
+    noise = _cross_spectrum(one - other, one - other)
+    floor = 0.05 * noise + _TINY
+    shared, first = np.maximum(common, floor), max(common[1], floor[1])
+    spectra = (np.log(shared / first), np.log((noise + _TINY) / first))
+    return np.concatenate([ratios, strength, *spectra]).astype(np.float32)
+
+
+def _middle(frames: np.ndarray) -> np.ndarray:
+    """Cut the middle out of frames, (T, H, W), where they are larger than `FIELD_PX`."""
+    cuts = []
+    for length in frames.shape[1:]:
+        begin = max(0, (length - FIELD_PX) // 2)
+        cuts.append(slice(begin, begin + FIELD_PX))
+    return frames[:, cuts[0], cuts[1]]
+
+
+def _covariances(fluctuation: np.ndarray) -> list[float]:
+    """Covariance of pixels at no distance, and at each of `SQUARED_DISTANCES`, of (T, H, W).
+
+    Averaged over frames, all such pairs in the field and all directions.
+    """
+    count, height, width = fluctuation.shape
+    size = (height + REACH_PX + 1, width + REACH_PX + 1)  # nothing is taken around the edges
+    power = np.zeros((size[0], size[1] // 2 + 1))
+    for frame in fluctuation:
+        power += np.abs(np.fft.rfft2(frame, size)) ** 2
+    reach = np.arange(-REACH_PX, REACH_PX + 1)
+    sums = np.fft.irfft2(power, size)[np.ix_(reach, reach)] / count
+    pairs = np.outer(height - np.abs(reach), width - np.abs(reach))
+    covariance, squared = sums / pairs, reach[:, None] ** 2 + reach**2
+    return [float(covariance[squared == each].mean()) for each in (0, *SQUARED_DISTANCES)]
+
+
+def _cross_spectrum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Real part of the cross spectrum of two images, (H, W), averaged over bands, (BANDS,)."""
+    window = np.outer(*(np.hanning(length) for length in one.shape))
+    spectra = [np.fft.fft2((image - image.mean()) * window) for image in (one, other)]
+    power = (spectra[0] * spectra[1].conj()).real / (window**2).sum()
+    frequency = np.hypot(*np.meshgrid(*map(np.fft.fftfreq, one.shape), indexing="ij"))
+    band = np.minimum((2 * BANDS * frequency).astype(int), BANDS - 1).ravel()
+    counts = np.bincount(band, minlength=BANDS)
+    return np.bincount(band, power.ravel(), BANDS) / np.maximum(1, counts)
+
+
+@dataclass(frozen=True)
+class PsfWidthEstimator:
+    """Some small networks of one hidden part of two layers, of the same size each.
+
+    Attributes
+    ----------
+    centre, spread : ndarray
+        Mean and standard deviation of the features in the training, (n,).
+    kernels, biases : tuple of ndarray
+        Of three layers, (networks, inputs, outputs) and (networks, outputs). The last makes the
+        logarithms of the width in px and of its relative standard error.
+    """
+
+    centre: np.ndarray
+    spread: np.ndarray
+    kernels: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+
+    def estimate(self, frames: np.ndarray) -> PsfEstimate | None:
+        """Find the width in frames, (T, H, W), normalized; None where nothing fluctuates."""
+        found = features(frames)
+        return None if found is None else self.of_features(found)
+
+    def of_features(self, found: np.ndarray) -> PsfEstimate:
+        """Find the width from `features`, (n,)."""
+        given = np.clip((found - self.centre) / self.spread, -LIMIT, LIMIT)
+        x = np.broadcast_to(given, (len(self.kernels[0]), len(given)))
+        for kernel, bias in zip(self.kernels[:-1], self.biases[:-1], strict=True):
+            x = np.maximum(np.einsum("ei,eij->ej", x, kernel) + bias, 0)
+        log_sigma, log_error = (np.einsum("ei,eij->ej", x, self.kernels[-1]) + self.biases[-1]).T
+        variance = np.mean(np.exp(2 * log_error)) + np.var(log_sigma)
+        return PsfEstimate(float(np.exp(log_sigma.mean())), float(np.sqrt(variance)))
+
+    def save(self) -> bytes:
+        """Write it as the content of an npz file."""
+        arrays: dict[str, Any] = {"centre": self.centre, "spread": self.spread}
+        arrays |= {f"kernel_{k}": kernel for k, kernel in enumerate(self.kernels)}
+        arrays |= {f"bias_{k}": bias for k, bias in enumerate(self.biases)}
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        return content.getvalue()
+
+
+def load(content: bytes) -> PsfWidthEstimator:
+    """Read what `PsfWidthEstimator.save` wrote.
+
+    Raises
+    ------
+    ValueError
+        It is something else, or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            kernels, biases = (
+                tuple(file[f"{name}_{k}"] for k in range(3)) for name in ("kernel", "bias")
+            )
+            return PsfWidthEstimator(file["centre"], file["spread"], kernels, biases)
+    except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"it holds no PSF width estimator ({error})") from error
+
+
+class PsfWatch:
+    """Keeps an estimate up to date over a series of frames.
+
+    The first comes with the first full buffer, and another with every buffer of new frames; they
+    are averaged, each by its error, over the last `KEPT`.
+
+    Parameters
+    ----------
+    estimator : PsfWidthEstimator
+        What estimates.
+    frames : int
+        Frames of a buffer.
+    """
+
+    KEPT = 8
+
+    def __init__(self, estimator: PsfWidthEstimator, frames: int) -> None:
+        self._estimator, self._frames = estimator, frames
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all: the next frame is the first of another series."""
+        self._found: list[PsfEstimate] = []
+        self._due = 0
+
+    def see(self, newest: int, buffered: int, frames: Callable[[], Iterable[np.ndarray]]) -> bool:
+        """Take the newest frame into account; returns whether the estimate is a new one.
+
+        Parameters
+        ----------
+        newest : int
+            Number of the newest frame.
+        buffered : int
+            Frames in the buffer.
+        frames : callable
+            Gives these, normalized, (H, W) each; called where they are needed.
+        """
+        if buffered < self._frames or newest < self._due:
+            return False
+        self._due = newest + self._frames
+        found = self._estimator.estimate(np.stack(list(frames())))
+        if found is not None:
+            self._found = [*self._found, found][-self.KEPT :]
+        return found is not None
+
+    @property
+    def estimate(self) -> PsfEstimate | None:
+        """What is known by now; None where it is nothing."""
+        if not self._found:
+            return None
+        errors = np.array([each.relative_error for each in self._found])
+        logs = np.log([each.sigma_px for each in self._found])
+        weights = errors**-2 / np.sum(errors**-2)
+        # What they err by is mostly the specimen's doing, and the same each time.
+        error = float(np.sqrt(weights @ errors**2))
+        return PsfEstimate(float(np.exp(weights @ logs)), error)

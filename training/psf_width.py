@@ -1,0 +1,176 @@
+"""Train what finds the width of the PSF in the frames (`device.psf_width`).
+
+Stacks of the network's own forward model; some small networks, which learn the logarithm of the
+width from the features that the device measures, and how far off they are (the likelihood of a
+normal distribution: Nix and Weigend, ICNN 1994; several of them: Lakshminarayanan et al., NIPS
+2017). A part of the stacks is held out, to say how good they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from device.errors import UserError
+from device.files import whole_or_nothing, write_text
+from device.psf_width import LIMIT, PsfWidthEstimator
+from training import settings as settings_file
+from training import simulators
+from training.example import psf_example
+from training.reports import table
+from training.revision import git_revision
+from training.settings import TrainingSettings
+
+log = logging.getLogger(__name__)
+
+PSF_WIDTH = 4  # first word of the seed after the user's: specimens of no other purpose
+HELD_OUT = 0.1  # of the stacks
+NETWORKS, HIDDEN = 4, 64
+EPOCHS, BATCH = 80, 64
+LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 2e-3, 1e-3, 0.1
+ESTIMATOR = "psf_width.npz"
+GROUPS = 5  # of the held-out stacks, by the error that is expected
+
+
+def simulated(
+    settings: TrainingSettings, stacks: int, size_px: int, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Measure so many simulated windows: features (N, n) and widths in px (N,)."""
+    data = settings.dataset
+    one = partial(psf_example, settings.forward_model, data.normalization, size_px)
+    seeds = [(settings.seed, PSF_WIDTH, k) for k in range(stacks)]
+    pool = simulators.start(workers)
+    try:
+        results = map(one, seeds) if pool is None else pool.map(one, seeds, chunksize=16)
+        made = []
+        for k, result in zip(count(1), results, strict=False):
+            made += [] if result is None else [result]
+            if k % 500 == 0:
+                log.info("%d of %d stacks", k, stacks)
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+    return np.stack([each for each, _ in made]), np.array([sigma for _, sigma in made])
+
+
+def likelihood(truth: keras.KerasTensor, said: keras.KerasTensor) -> keras.KerasTensor:
+    """Negative logarithm of a normal distribution's density, scalar.
+
+    Parameters
+    ----------
+    truth : tensor
+        (B, 1).
+    said : tensor
+        Mean and logarithm of the standard deviation, (B, 2).
+    """
+    log_error = ops.clip(said[:, 1:], -4.0, 1.0)
+    off = (truth - said[:, :1]) * ops.exp(-log_error)
+    return ops.mean(0.5 * ops.square(off) + log_error)
+
+
+def trained(found: np.ndarray, sigma_px: np.ndarray, seed: int) -> PsfWidthEstimator:
+    """Train the networks on features, (N, n), and widths in px, (N,)."""
+    centre, spread = found.mean(axis=0), found.std(axis=0) + 1e-6
+    given = np.clip((found - centre) / spread, -LIMIT, LIMIT).astype(np.float32)
+    wanted = np.log(sigma_px)[:, None].astype(np.float32)
+    networks = [_trained_one(given, wanted, seed + k) for k in range(NETWORKS)]
+    weights = [np.stack(each).astype(np.float32) for each in zip(*networks, strict=True)]
+    kernels, biases = tuple(weights[0::2]), tuple(weights[1::2])
+    return PsfWidthEstimator(centre.astype(np.float32), spread.astype(np.float32), kernels, biases)
+
+
+def _trained_one(given: np.ndarray, wanted: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Train one network; returns kernel and bias of its three layers."""
+    keras.utils.set_random_seed(seed)
+    dense = [layers.Dense(HIDDEN, "relu"), layers.Dense(HIDDEN, "relu"), layers.Dense(2)]
+    drops = [layers.Dropout(DROPOUT), layers.Dropout(DROPOUT)]
+    network = keras.Sequential([dense[0], drops[0], dense[1], drops[1], dense[2]])
+    updates = EPOCHS * -(-len(given) // BATCH)
+    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, updates)
+    network.compile(keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY), loss=likelihood)
+    network.fit(given, wanted, batch_size=BATCH, epochs=EPOCHS, verbose=0)
+    return [np.asarray(value) for layer in dense for value in layer.get_weights()]
+
+
+def judged(
+    estimator: PsfWidthEstimator, found: np.ndarray, sigma_px: np.ndarray
+) -> list[tuple[float, float]]:
+    """Compare expected with actual errors: both, rms and relative, of groups by the expected."""
+    estimates = [estimator.of_features(each) for each in found]
+    expected = np.array([each.relative_error for each in estimates])
+    off = np.log([each.sigma_px for each in estimates]) - np.log(sigma_px)
+    groups = np.array_split(np.argsort(expected), GROUPS)
+    return [
+        (float(np.sqrt(np.mean(expected[g] ** 2))), float(np.sqrt(np.mean(off[g] ** 2))))
+        for g in groups
+        if len(g)
+    ]
+
+
+def report(groups: list[tuple[float, float]]) -> str:
+    """Lay out what `judged` found."""
+    head = ["held-out stacks, by the error that is expected", "expected", "actual"]
+    rows = [
+        [f"{k + 1} of {len(groups)}", f"{100 * expected:.0f} %", f"{100 * actual:.0f} %"]
+        for k, (expected, actual) in enumerate(groups)
+    ]
+    return table(head, rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``python -m training psf_width``."""
+    parser.add_argument("--settings", default="base", help="whose forward model (default: base)")
+    parser.add_argument("--run", type=Path, default=Path("runs/psf_width"), help="folder to write")
+    parser.add_argument("--stacks", type=int, default=8000, help="to simulate (default: 8000)")
+    parser.add_argument("--size-px", type=int, default=96, help="of their frames (default: 96)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run ``python -m training psf_width``; simulated features are kept and taken again."""
+    if arguments.stacks < 10 * GROUPS:
+        raise UserError(f"--stacks is {arguments.stacks}; at least {10 * GROUPS} are needed.")
+    if arguments.size_px < 32:
+        raise UserError(f"--size-px is {arguments.size_px}; at least 32 is needed.")
+    settings, run = settings_file.load(arguments.settings), arguments.run
+    run.mkdir(parents=True, exist_ok=True)
+    asked = {"stacks": arguments.stacks, "size_px": arguments.size_px, "seed": settings.seed}
+    asked |= {"forward_model": settings.forward_model.model_dump(mode="json")}
+    found, sigma_px = _kept(run, settings, asked, arguments.workers)
+    held_out = max(GROUPS, round(HELD_OUT * len(found)))
+    estimator = trained(found[held_out:], sigma_px[held_out:], settings.seed)
+    groups = judged(estimator, found[:held_out], sigma_px[:held_out])
+    with whole_or_nothing(run / ESTIMATOR) as beside:
+        beside.write_bytes(estimator.save())
+    about = {"command": "python -m training " + shlex.join(sys.argv[1:])}
+    about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
+    about |= asked | {"expected_and_actual_error": groups}
+    write_text(run / "psf_width.json", json.dumps(about, indent=2))
+    log.info("%s is written\n%s", run / ESTIMATOR, report(groups))
+    return 0
+
+
+def _kept(
+    run: Path, settings: TrainingSettings, asked: dict[str, object], workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take the features that an earlier call simulated for the same, or simulate them."""
+    path, key = run / "features.npz", json.dumps(asked, sort_keys=True)
+    if path.exists():
+        with np.load(path) as file:
+            if str(file["asked"]) == key:
+                return file["features"], file["sigma_px"]
+    stacks, size_px = int(str(asked["stacks"])), int(str(asked["size_px"]))
+    found, sigma_px = simulated(settings, stacks, size_px, workers)
+    with whole_or_nothing(path) as beside, beside.open("wb") as file:
+        np.savez(file, asked=key, features=found, sigma_px=sigma_px)
+    return found, sigma_px
