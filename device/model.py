@@ -19,8 +19,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from device import psf_width
 from device.errors import UserError
 from device.normalize import NormalizationSettings
+from device.psf_width import PsfWidthEstimator
 
 MODELS_DIR = Path(__file__).resolve().parent.parent / "models"
 EMBEDDED_NAME = "learn2sofi_manifest"
@@ -33,7 +35,7 @@ _RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",
 }
-_BESIDE_ONLY = frozenset({"files", "recurrences", "golden"})
+_BESIDE_ONLY = frozenset({"files", "recurrences", "psf_width", "golden"})
 """Fields that the manifest inside a file cannot have: they hold the file's own checksum, or what
 was made with it."""
 
@@ -141,6 +143,9 @@ class Manifest(_Strict):
     recurrences : dict of str to ModelFile
         Of a form, the part that makes the state and no image, as a file of its own: the same
         numbers in less time, where nobody looks at the image; not in the embedded manifest.
+    psf_width : ModelFile or None
+        What finds the PSF's width in the frames, see `device.psf_width`; not in the embedded
+        manifest.
     golden : GoldenFile or None
         What a device checks its own accuracy with; not in the embedded manifest.
     signature : str
@@ -170,6 +175,7 @@ class Manifest(_Strict):
     version: str = Field(pattern=r"^\d+(\.\d+)*$")
     files: dict[str, ModelFile] = {}
     recurrences: dict[str, ModelFile] = {}
+    psf_width: ModelFile | None = None
     golden: GoldenFile | None = None
     signature: str
     frames: int = Field(ge=2)
@@ -212,6 +218,8 @@ class Step:
         Where the file lies, and what came with it.
     recurrence : Interpreter, optional
         Of the part that makes no image, where the model has it.
+    psf_width : PsfWidthEstimator, optional
+        What finds the PSF's width where nobody tells it.
     """
 
     def __init__(
@@ -222,8 +230,10 @@ class Step:
         sha256: str,
         folder: Path = MODELS_DIR,
         recurrence: Any = None,
+        psf_width: PsfWidthEstimator | None = None,
     ) -> None:
         self.manifest = manifest
+        self.psf_width = psf_width if manifest.takes_psf else None
         self.name = name
         self.sha256 = sha256
         self.folder = folder
@@ -398,7 +408,21 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
         content = _read(beside, "model file")
         _check_file(beside, content, manifest.recurrences, manifest_path)
         recurrence = _interpreter(beside, content, *options)
-    return Step(manifest, interpreter, path.stem, sha256, path.parent, recurrence)
+    estimator = _psf_width(path, manifest, manifest_path)
+    return Step(manifest, interpreter, path.stem, sha256, path.parent, recurrence, estimator)
+
+
+def _psf_width(path: Path, manifest: Manifest, manifest_path: Path) -> PsfWidthEstimator | None:
+    """Read what finds the PSF's width, where it lies beside the model's file."""
+    if manifest.psf_width is None or not path.with_name(manifest.psf_width.file).exists():
+        return None
+    beside = path.with_name(manifest.psf_width.file)
+    content = _read(beside, "PSF width estimator")
+    _check_file(beside, content, {"psf_width": manifest.psf_width}, manifest_path)
+    try:
+        return psf_width.load(content)
+    except ValueError as error:
+        raise ModelError(f"{beside} cannot be used: {error}; copy it again") from error
 
 
 def usable_threads() -> int:

@@ -260,14 +260,18 @@ def _noting_scales(
     results: Iterable[Reconstruction], annotations: dict[str, Any]
 ) -> Iterator[np.ndarray]:
     """Yield the images; keep each one's background and scale in the annotations."""
-    backgrounds, scales, verdicts = [], [], []
+    backgrounds, scales, verdicts, found = [], [], [], []
     for result in results:
         backgrounds.append(round(result.scaling.background, 4))
         scales.append(round(result.scaling.scale, 4))
         verdicts.append(result.nothing_to_see)
+        found.append(round(result.psf_sigma_px or 0.0, 3) if result.psf_found else None)
         yield result.image
     annotations["background_adu"] = json.dumps(backgrounds)
     annotations["scale_adu"] = json.dumps(scales)
+    if any(found):
+        annotations["psf_found_px"] = json.dumps(found)
+        log.info("the PSF's width, as found in the frames: %.2f px", found[-1] or 0.0)
     if verdicts and verdicts[-1]:
         annotations["verdict"] = "nothing to see"
         log.warning("nothing to see: the mean image shows no contrast beyond its noise")

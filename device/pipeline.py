@@ -427,17 +427,26 @@ class Pipeline:
         with self._changed:
             self._psf_wanted_px = sigma_px
 
-    def psf(self) -> dict[str, float | None] | None:
+    def psf(self) -> dict[str, float | bool | None] | None:
         """Say how wide the PSF is, in px of the prepared frames; None where the model is not told.
 
-        As `set_psf` wants it, as the next frame's network is told it, and within which limits.
+        As `set_psf` wants it, as the network is told it, whether that was found in the frames, and
+        within which limits.
         """
         if not self._step.manifest.takes_psf:
             return None
         low, high = self._step.manifest.psf_sigma_px
         with self._changed:
-            told = self._psf_of(self._era)
-            return {"wanted": self._psf_wanted_px, "actual": told, "min": low, "max": high}
+            told, found = self._psf_told()
+            said = {"wanted": self._psf_wanted_px, "actual": told, "found": found}
+            return said | {"min": low, "max": high}
+
+    def _psf_told(self) -> tuple[float | None, bool]:
+        """Tell, under the lock, the width that is given, or else was found for the last image."""
+        given, last = self._psf_of(self._era), self._last
+        if given is None and last is not None and last.psf_found:
+            return last.psf_sigma_px, True
+        return given, False
 
     def _psf_of(self, era: _Era) -> float | None:
         """Width that the network is told in an era, px of the prepared frames; None: unknown."""
@@ -565,7 +574,8 @@ class Pipeline:
         length = 0 if self._buffer is None else len(self._buffer)
         return {
             "mode": self._era.mode,
-            "psf_sigma_px": self._psf_of(self._era),
+            "psf_sigma_px": self._psf_told()[0],
+            "psf_found": self._psf_told()[1],
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
@@ -909,7 +919,8 @@ class Pipeline:
         assert last is not None
         return {
             "mode": last.mode,
-            "psf_sigma_px": self._psf_told_px,
+            "psf_sigma_px": last.psf_sigma_px,
+            "psf_found": last.psf_found,
             "background": last.scaling.background,
             "scale": last.scaling.scale,
             "warming": last.warming,

@@ -229,7 +229,7 @@ class PsfWatch:
         frames : callable
             Gives these, normalized, (H, W) each; called where they are needed.
         """
-        if buffered < self._frames or newest < self._due:
+        if buffered < self._frames or 0 < self._due - newest < self._frames:
             return False
         self._due = newest + self._frames
         found = self._estimator.estimate(np.stack(list(frames())))

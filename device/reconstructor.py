@@ -14,6 +14,7 @@ from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
+from device.psf_width import PsfWatch
 from device.ring_buffer import RingBuffer
 from device.scene import SceneWatch
 
@@ -53,6 +54,10 @@ class Reconstruction:
         Sensor timestamp of the newest frame in ns.
     index : int
         Number of the newest frame.
+    psf_sigma_px : float or None
+        Width of the PSF that the network was told; None where it was told nothing.
+    psf_found : bool
+        Whether that was found in the frames, and nobody gave it.
     """
 
     image: np.ndarray
@@ -65,6 +70,8 @@ class Reconstruction:
     span_ms: float
     timestamp_ns: int
     index: int
+    psf_sigma_px: float | None = None
+    psf_found: bool = False
 
 
 class Reconstructor:
@@ -80,7 +87,8 @@ class Reconstructor:
     interval_s : float
         Nominal time between frames in s, to count gaps by; 0 where it is not known.
     psf_sigma_px : float, optional
-        Width of the PSF in input px, for models that take it; default is that it is not known.
+        Width of the PSF in input px, for models that take it; default is that it is not known, and
+        is looked for in the frames by models that can (`device.psf_width`).
     """
 
     def __init__(
@@ -96,7 +104,8 @@ class Reconstructor:
         self.interval_s = interval_s
         self._step = step
         self._normalization = step.manifest.normalization.settings()
-        self._constants = constant_inputs(step, psf_sigma_px)
+        self._psf_watch = step.psf_width and PsfWatch(step.psf_width, step.manifest.frames)
+        self.set_psf(psf_sigma_px)
         self._state: dict[str, np.ndarray] | None = None
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
@@ -105,6 +114,13 @@ class Reconstructor:
 
     def reset(self) -> None:
         """Forget all frames: the next one is the first."""
+        if self._psf_watch:
+            self._psf_watch.reset()
+            self._tell_psf()
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget what the network made of the frames."""
         self._scene.reset()
         self._state = None
         self._previous = None
@@ -121,7 +137,33 @@ class Reconstructor:
 
     def set_psf(self, sigma_px: float | None) -> None:
         """Give the width of the PSF in input px; None where it is not known."""
-        self._constants = constant_inputs(self._step, sigma_px)
+        self._psf_given_px = sigma_px
+        self._tell_psf()
+
+    @property
+    def psf_found_px(self) -> float | None:
+        """Width of the PSF as the frames tell it, px; None where they do not, or it was given."""
+        if self._psf_given_px is not None or not self._psf_watch:
+            return None
+        estimate = self._psf_watch.estimate
+        return None if estimate is None else told_psf(self._step, estimate.told_px)
+
+    def _tell_psf(self) -> None:
+        """Have the network told what is known of the PSF's width by now."""
+        given, found = told_psf(self._step, self._psf_given_px), self.psf_found_px
+        self._psf_told_px = found if given is None else given
+        self._constants = constant_inputs(self._step, self._psf_told_px)
+
+    def _look_for_psf(self, newest: int, buffer: RingBuffer, scaling: Scaling) -> None:
+        """Keep the PSF's width up to date with the newest frame, where nobody gave it."""
+        if not self._psf_watch or self._psf_given_px is not None:
+            return
+
+        def normalized() -> Iterator[np.ndarray]:
+            return (scaling.normalize(array) for array in buffer.frames())
+
+        if self._psf_watch.see(newest, len(buffer), normalized):
+            self._tell_psf()
 
     def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
         """Reconstruct with a new frame.
@@ -153,16 +195,16 @@ class Reconstructor:
 
         Parameters, errors: see `push`.
         """
-        scaling, mean = self._catch_up(buffer)
+        scaling, mean = self._catch_up(frame, buffer)
         self._carry(frame.array, scaling, mean)
 
     def _stream(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
         """Make one step with the newest frame, by the statistics of the frames up to it."""
-        scaling, mean = self._catch_up(buffer)
+        scaling, mean = self._catch_up(frame, buffer)
         image = self._feed(frame.array, scaling, mean)
         return self._result(image, scaling, frame, buffer, self._fed)
 
-    def _catch_up(self, buffer: RingBuffer) -> tuple[Scaling, np.ndarray]:
+    def _catch_up(self, frame: Frame, buffer: RingBuffer) -> tuple[Scaling, np.ndarray]:
         """Make ready for the newest frame; returns the scaling and the mean, (1, H', W', 1).
 
         A stream that begins with more frames in the buffer plays those before it first.
@@ -173,8 +215,7 @@ class Reconstructor:
             self.reset()
             self._begin(padded_size)
             before = buffer.frames()[:-1]
-        scaling = self._measure(buffer)
-        mean = _padded(scaling.normalize(buffer.mean()), padded_size)
+        scaling, mean = self._measure(frame, buffer, padded_size)
         for array in before:
             self._carry(array, scaling, mean)
         return scaling, mean
@@ -182,10 +223,9 @@ class Reconstructor:
     def _window(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
         """Make a step with each frame of the buffer, by the statistics of exactly these."""
         padded_size = self._fit(buffer.shape)
-        self.reset()
+        self._start_over()
         self._begin(padded_size)
-        scaling = self._measure(buffer)
-        mean = _padded(scaling.normalize(buffer.mean()), padded_size)
+        scaling, mean = self._measure(frame, buffer, padded_size)
         *before, last = buffer.frames()  # (H, W) each
         for array in before:
             self._carry(array, scaling, mean)
@@ -202,8 +242,13 @@ class Reconstructor:
         self._state = self._step.zero_state()
         self._size = padded_size
 
-    def _measure(self, buffer: RingBuffer) -> Scaling:
-        return measure(buffer.mean(), buffer.standard_error(), self._normalization)
+    def _measure(
+        self, frame: Frame, buffer: RingBuffer, padded_size: tuple[int, int]
+    ) -> tuple[Scaling, np.ndarray]:
+        """Measure the frames up to the newest: scaling, mean, (1, H', W', 1), and the PSF."""
+        scaling = measure(buffer.mean(), buffer.standard_error(), self._normalization)
+        self._look_for_psf(frame.index, buffer, scaling)
+        return scaling, _padded(scaling.normalize(buffer.mean()), padded_size)
 
     def _carry(self, array: np.ndarray, scaling: Scaling, mean: np.ndarray) -> None:
         """Make one step with a frame, (H, W) in ADU, whose image nobody looks at."""
@@ -249,6 +294,8 @@ class Reconstructor:
             span_ms=buffer.span_ms,
             timestamp_ns=frame.timestamp_ns,
             index=frame.index,
+            psf_sigma_px=self._psf_told_px,
+            psf_found=self._psf_told_px is not None and self._psf_given_px is None,
         )
 
 

@@ -172,12 +172,10 @@ def methods() -> dict[str, Method]:
     return table | radial_fluctuations()
 
 
-def informed_methods(psf_sigma_px: float) -> dict[str, Method]:
-    """Richardson-Lucy with the stack's true PSF, which no other method knows."""
+def informed_methods(psf_sigma_px: float, name: str = "RL true sigma") -> dict[str, Method]:
+    """Richardson-Lucy with a PSF that the other methods do not know: the stack's true one."""
     return {
-        f"RL true sigma, {count}": partial(
-            richardson_lucy, iterations=count, psf_sigma_px=psf_sigma_px
-        )
+        f"{name}, {count}": partial(richardson_lucy, iterations=count, psf_sigma_px=psf_sigma_px)
         for count in (20, 80, 160)
     }
 

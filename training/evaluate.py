@@ -22,6 +22,7 @@ import numpy as np
 from device.errors import UserError
 from device.files import write_text
 from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
+from device.normalize import measure
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.stack import open_stack
 from training import baselines, frozen, metrics
@@ -151,6 +152,16 @@ def told_images(steps: Mapping[str, Step], window: np.ndarray, psf_sigma_px: flo
     }
 
 
+def found_psf(steps: Mapping[str, Step], window: np.ndarray) -> float:
+    """Width of the PSF, px, that the models find in a window themselves, or the blind methods'."""
+    for step in steps.values():
+        if step.psf_width is not None:
+            frames = measure(window.mean(axis=0)).normalize(window)
+            if (found := step.psf_width.estimate(frames)) and found.told_px:
+                return found.sigma_px
+    return baselines.BLIND_SIGMA_PX
+
+
 def copies_of_the_mean(frames: np.ndarray, count: int) -> np.ndarray:
     """Repeat the mean of frames, (T, H, W), so many times, (count, H, W) float32."""
     mean = frames.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -246,6 +257,7 @@ def stack_images(
     known = baselines.informed_methods(stack.recipe.psf_sigma_px)
     window = stack.frames[: frozen.FRAMES]  # (30, H, W)
     methods = baselines.methods() | known | (trained or {})
+    methods |= baselines.informed_methods(found_psf(steps, window), "RL found sigma")
     images = {name: method(window) for name, method in methods.items()}
     images |= model_images(steps, stack.frames, stream_frames)
     images |= told_images(steps, window, stack.recipe.psf_sigma_px)

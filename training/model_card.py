@@ -20,6 +20,7 @@ SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *("SRRF", "eSRRF", "RL blind on SOFI-2 linearized, 10"),
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
+    *("RL found sigma, 20", "RL found sigma, 80"),
     *(ORIGINAL, TWIN),
 )
 KINDS = ("thin", "continuous")
@@ -51,8 +52,9 @@ test set (`docs/frozen-test-set.md`), on which no choice was made.
 
 Mean PSNR in dB over the stacks of each group, as the contract defines it (affine-fitted); number of
 stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
-RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, or with each
-stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
+RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, with the width that
+our model finds in the frames (*found*: no classical method has it), or with each stack's true PSF,
+which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the

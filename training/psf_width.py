@@ -38,7 +38,7 @@ HELD_OUT = 0.1  # of the stacks
 NETWORKS, HIDDEN = 4, 64
 EPOCHS, BATCH = 80, 64
 LEARNING_RATE, WEIGHT_DECAY, DROPOUT = 2e-3, 1e-3, 0.1
-ESTIMATOR = "psf_width.npz"
+ESTIMATOR, ABOUT = "psf_width.npz", "psf_width.json"
 GROUPS = 5  # of the held-out stacks, by the error that is expected
 
 
@@ -155,7 +155,7 @@ def main(arguments: argparse.Namespace) -> int:
     about = {"command": "python -m training " + shlex.join(sys.argv[1:])}
     about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
     about |= asked | {"expected_and_actual_error": groups}
-    write_text(run / "psf_width.json", json.dumps(about, indent=2))
+    write_text(run / ABOUT, json.dumps(about, indent=2))
     log.info("%s is written\n%s", run / ESTIMATOR, report(groups))
     return 0
 

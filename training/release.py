@@ -26,6 +26,7 @@ from training import (
     lattice,
     location,
     model_card,
+    psf_width,
     resolution,
     speed,
     sweeps,
@@ -152,6 +153,27 @@ def add_recurrences(manifest_path: Path) -> None:
         path = whole.with_suffix(".recurrence.tflite")
         path.write_bytes(recurrence(whole.read_bytes(), content["state"].values()))
         content["recurrences"][form] = file_entry(path)
+    manifest_path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def add_psf_width(manifest_path: Path, run: Path) -> None:
+    """Copy what finds the PSF's width beside the pair, and name it in the manifest.
+
+    Raises
+    ------
+    UserError
+        The folder is not one that `training.psf_width` wrote.
+    """
+    path = manifest_path.with_suffix(".psf_width.npz")
+    try:
+        shutil.copyfile(run / psf_width.ESTIMATOR, path)
+        shutil.copyfile(run / psf_width.ABOUT, manifest_path.with_suffix(".psf_width.json"))
+    except OSError as error:
+        raise UserError(
+            f"{run} holds no {psf_width.ESTIMATOR}: make it with `python -m training psf_width`."
+        ) from error
+    content = json.loads(manifest_path.read_text())
+    content["psf_width"] = file_entry(path)
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -289,6 +311,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/base"), help="folder of the run")
     parser.add_argument("--version", required=True, help="such as 0.1.0")
     parser.add_argument("--models", type=Path, default=MODELS_DIR, help="folder to write")
+    parser.add_argument(
+        "--psf-width", type=Path, metavar="RUN",
+        help="folder of `python -m training psf_width`; without it the model is blind where it is "
+        "not told the PSF's width",
+    )  # fmt: skip
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
     evaluate.add_trained_arguments(parser)
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
@@ -311,6 +338,8 @@ def main(arguments: argparse.Namespace) -> int:
         staging = Path(folder)
         path = write_pair(arguments.run, arguments.version, staging)
         add_recurrences(path)
+        if arguments.psf_width is not None:
+            add_psf_width(path, arguments.psf_width)
         add_golden(path)
         if not arguments.no_evaluation:
             evaluate_pair(

@@ -206,6 +206,7 @@ class Missing:
 
 class NoStep:
     name, sha256 = "none", ""
+    psf_width = None
 
     class manifest:  # noqa: N801
         frames = 30

@@ -62,6 +62,7 @@ class CountingStep:
     """Its image is everywhere the number of steps since the zero state; waits where told to."""
 
     name, sha256 = "counting", "ab" * 32
+    psf_width = None
 
     def __init__(self, frames: int = 6, told: bool = False, has_recurrence: bool = False) -> None:
         self.has_recurrence = has_recurrence
@@ -171,7 +172,7 @@ STATE_FIELDS = {
     *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
     *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
     *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation", "span_ms"),
-    "psf_sigma_px",
+    *("psf_sigma_px", "psf_found"),
 }
 
 
@@ -610,11 +611,11 @@ def test_the_psf_is_told_from_the_next_frame_on_and_nothing_is_forgotten(rig):
     pipeline.start()
     camera.put(0, 1, 2)
     _processed(pipeline, 3)
-    assert pipeline.psf() == {"wanted": None, "actual": 1.25, "min": 1.0, "max": 2.0}
+    assert pipeline.psf() == {"wanted": None, "actual": 1.25, "found": False, "min": 1.0, "max": 2.0}
     pipeline.set_psf(1.5)
     camera.put(3, start_index=3)
     _processed(pipeline, 4)
-    assert pipeline.psf() == {"wanted": 1.5, "actual": 1.5, "min": 1.0, "max": 2.0}
+    assert pipeline.psf() == {"wanted": 1.5, "actual": 1.5, "found": False, "min": 1.0, "max": 2.0}
     assert pipeline.state()["psf_sigma_px"] == 1.5
     _until(lambda: pipeline.latest("reconstruction").index == 3)
     assert pipeline.latest("reconstruction").facts["psf_sigma_px"] == 1.5

@@ -23,6 +23,7 @@ class AddingStep:
     """Its image is the sum of all frames since the zero state, each pixel doubled in y and x."""
 
     name, sha256 = "adding", "0" * 64
+    psf_width = None
 
     def __init__(self, frames: int = 5, multiple: int = 2, extra: tuple[str, ...] = ()) -> None:
         frame = {"shape": (1, 32, 32, 1)}

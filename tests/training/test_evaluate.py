@@ -26,6 +26,7 @@ class SummingStep:
     """Stands in for a model: its image is the sum of all frames since the zero state, doubled."""
 
     sha256 = "0" * 64
+    psf_width = None
 
     def __init__(self, name: str = "summing", takes_psf: bool = False) -> None:
         self.name = name
