@@ -21,9 +21,10 @@ from training.network import (
     Unrolled,
     as_int8,
     build_step,
+    take_over,
 )
 
-TINY = NetworkSettings(head_filters=4, head_layers=1)
+TINY = NetworkSettings(head_filters=4, head_layers=1, context_px=(4,), estimates=2)
 Arrays = dict[str, np.ndarray]
 
 
@@ -122,16 +123,18 @@ def test_a_ramp_and_a_single_pixel_lie_where_the_contract_says() -> None:
 
 
 @pytest.mark.parametrize(("dy", "dx"), [(1, 0), (0, 1), (1, 1), (2, 3)])
-def test_a_shifted_scene_gives_a_shifted_image(step: Step, dy: int, dx: int) -> None:
+def test_a_shifted_scene_gives_a_shifted_image(dy: int, dx: int) -> None:
     """Whole camera pixels, odd ones too, after three frames. Catches anything that knows where in
-    the field it is, and the pattern of the folding."""
+    the field it is, and the pattern of the folding. What is found from the whole image is left out:
+    a scene that moves out of the field is another one."""
     rng = np.random.default_rng(5)
     scene = rng.random((3, 2, 1, 84, 84), np.float32)
+    near = randomized(build_step(TINY.model_copy(update={"estimates": 0}), 16, 20), 1)
     images = []
     for y, x in ((0, 0), (dy, dx)):
-        state = zero_state(step, 1, 80, 80)
+        state = zero_state(near, 1, 80, 80)
         for frame, mean in scene[..., y : y + 80, x : x + 80]:
-            outputs = run(step, frame, mean, state)
+            outputs = run(near, frame, mean, state)
             state = {"h": outputs["h_out"], "c": outputs["c_out"]}
         images.append(outputs["image"][0, :, :, 0])
     one, two = images[0][2 * dy :, 2 * dx :], images[1]
@@ -140,17 +143,24 @@ def test_a_shifted_scene_gives_a_shifted_image(step: Step, dy: int, dx: int) -> 
     assert two[inside, inside].std() > 0.1
 
 
-@pytest.mark.parametrize(("size_px", "groups"), [(3, 1), (5, 1), (5, 3)])
-def test_a_folded_convolution_is_one_at_full_sampling(size_px: int, groups: int) -> None:
+@pytest.mark.parametrize(
+    ("size_px", "groups", "apart_px"),
+    [(1, 1, 1), (3, 1, 1), (5, 1, 1), (5, 3, 1), (3, 1, 2), (3, 2, 4), (5, 1, 4)],
+)
+def test_a_folded_convolution_is_one_at_full_sampling(
+    size_px: int, groups: int, apart_px: int
+) -> None:
     """The first channel of every set of four, whose kernel is as it is stored.
 
-    Catches phases in another order, a mirrored kernel and groups that are mixed up.
+    Catches phases in another order, a mirrored kernel, taps at another distance and groups that are
+    mixed up.
     """
     rng = np.random.default_rng(8)
-    layer = FoldedConv2D(8, groups, size_px, bias_initializer="normal")
+    layer = FoldedConv2D(8, groups, size_px, apart_px, bias_initializer="normal")
     image = rng.normal(0, 1, (1, 12, 16, 4)).astype(np.float32)
     folded = layer(keras.ops.space_to_depth(image, 2))  # (1, 6, 8, groups x 4 x 8)
-    plain = keras.ops.conv(image, layer.kernel, padding="same") + layer.bias
+    plain = keras.ops.conv(image, layer.kernel, padding="same", dilation_rate=apart_px)
+    plain += layer.bias
     for group, part in enumerate(keras.ops.split(folded, groups, axis=-1)):
         np.testing.assert_allclose(
             keras.ops.depth_to_space(part, 2)[..., :2],
@@ -174,6 +184,44 @@ def test_a_mirrored_sample_gives_the_mirrored_image(step: Step, axes: tuple[int,
         images.append(outputs["image"])
     np.testing.assert_allclose(np.flip(images[0], axes), images[1], atol=3e-5)
     assert np.abs(images[0] - images[1]).max() > 0.1
+
+
+def test_the_whole_image_tells_the_same_wherever_the_sample_lies(step: Step) -> None:
+    """Mutations: a phase or a mirror image that is left out of the average; a sum."""
+    layer = step.whole_image
+    x = np.zeros((1, 16, 16, 4), np.float32)
+    x[0, 4:9, 5:9] = np.random.default_rng(5).random((5, 4, 4))
+    moved, wide = np.roll(x, (3, 2), (1, 2)), np.tile(x, (1, 2, 1, 1))
+    told = [np.asarray(layer(keras.ops.space_to_depth(each, 2))) for each in (x, moved, wide)]
+    for other in told[1:]:
+        np.testing.assert_allclose(other, told[0], atol=1e-5)
+    assert np.abs(layer(keras.ops.space_to_depth(2 * x, 2)) - told[0]).max() > 1e-3
+
+
+def test_a_larger_network_goes_on_from_a_smaller_one() -> None:
+    """Mutations: new layers that change the image; rows of the PSF's modulation that are lost or
+    mixed up; weights of another size that are passed over in silence."""
+    plain = NetworkSettings(head_filters=4, head_layers=3)
+    small = randomized(build_step(plain, 16, 20), 6)
+    more = plain.model_copy(update={"context_px": (4, 8), "estimates": 3})
+    large = build_step(more, 16, 20)
+    take_over(large, small)
+    frame, mean = np.random.default_rng(7).random((2, 1, 16, 20), np.float32)
+    images = [
+        run(each, frame, mean, zero_state(each, 1, 16, 20), 1.4)["image"] for each in (small, large)
+    ]
+    np.testing.assert_array_equal(*images)
+    with pytest.raises(ValueError, match="is needed|there is no place for"):
+        take_over(small, large)
+    with pytest.raises(ValueError, match="is needed"):
+        take_over(build_step(NetworkSettings(head_filters=8, head_layers=3), 16, 20), small)
+
+
+@pytest.mark.parametrize("apart_px", [0, 3])
+def test_taps_lie_an_even_number_of_pixels_apart(apart_px: int) -> None:
+    """Mutation: taps between the phases, which a folded convolution cannot place."""
+    with pytest.raises(ValueError, match="context_px must be even"):
+        NetworkSettings(context_px=(4, apart_px))
 
 
 def test_a_scaled_head_draws_the_same_image() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from device.model import embedded_manifest, load_step
+from device.psf_width import PsfWidthEstimator, features
 from device.reconstructor import constant_inputs
 from training import frozen, lattice, location, quantize, resolution, speed, sweeps
 from training.__main__ import main
@@ -39,6 +40,33 @@ def models(quantized_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "notes.txt").write_text("the user's own")
     assert release(quantized_run, "0.1.0", folder) == 0
     return folder
+
+
+def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_path: Path) -> None:
+    """Mutations: a manifest that does not name it; one inside the files that does, and cannot know
+    its checksum; a folder that holds none."""
+    run, folder = tmp_path / "psf_width", tmp_path / "models"
+    run.mkdir()
+    nothing = np.zeros(psf_width_features(), np.float32)
+    kernels = [np.zeros((1, *shape), np.float32) for shape in ((len(nothing), 3), (3, 3), (3, 2))]
+    biases = [np.zeros((1, n), np.float32) for n in (3, 3, 2)]
+    estimator = PsfWidthEstimator(nothing, nothing + 1, tuple(kernels), tuple(biases))
+    (run / "psf_width.npz").write_bytes(estimator.save())
+    (run / "psf_width.json").write_text(json.dumps({"stacks": 5}))
+    options = ["--run", str(quantized_run), "--version", "0.1.0", "--models", str(folder)]
+    words = ["release", *options, "--no-evaluation", "--psf-width"]
+    assert main([*words, str(run)]) == 0
+    step = load_step(folder / "learn2sofi-0.1.0-int8.tflite")
+    assert step.psf_width is not None
+    frames = np.random.default_rng(0).random((30, 32, 32))
+    assert step.psf_width.estimate(frames).sigma_px == 1.0
+    beside = folder / "learn2sofi-0.1.0.psf_width.json"
+    assert json.loads(beside.read_text()) == {"stacks": 5}
+    assert main([*words, str(tmp_path)]) == 2
+
+
+def psf_width_features() -> int:
+    return len(features(np.random.default_rng(0).random((30, 32, 32))))
 
 
 def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:

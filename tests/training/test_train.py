@@ -373,6 +373,8 @@ def test_a_run_can_begin_with_a_released_model(
     manifest.write_text(json.dumps({"training": origin}))
     weights = manifest.with_name("learn2sofi-9.9.9.weights.h5")
     weights.write_bytes((tiny_run / "best.weights.h5").read_bytes())
+    beside = manifest.with_name("learn2sofi-9.9.9.settings.json")
+    beside.write_bytes((tiny_run / "settings.json").read_bytes())
     run = Run(tmp_path / "second")
     run.begin("tiny", settings)
     network = train.make_network(settings)

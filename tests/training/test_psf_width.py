@@ -1,0 +1,84 @@
+"""Training of what finds the PSF's width: simulated features, networks, and what they are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from device import psf_width as on_device
+from training import psf_width
+from training.__main__ import main
+from training.psf_width import judged, report, trained
+
+
+@pytest.fixture(scope="module")
+def examples() -> tuple[np.ndarray, np.ndarray]:
+    """Features of which one tells the width, and another how well it does; the rest is noise."""
+    rng = np.random.default_rng(0)
+    found = rng.normal(0, 1, (1200, 6)).astype(np.float32)
+    spread = np.where(found[:, 1] > 0, 0.3, 0.03)
+    log_sigma = 0.3 + 0.3 * found[:, 0] + spread * rng.normal(0, 1, 1200)
+    return found, np.exp(log_sigma)
+
+
+def test_the_width_is_learned_and_how_far_it_may_be_wrong(examples, monkeypatch):
+    """Mutations: the width instead of its logarithm; an error that is one number for all; features
+    that are used as they are in training and normalized on the device."""
+    monkeypatch.setattr(psf_width, "EPOCHS", 30)
+    found, sigma_px = examples
+    estimator = trained(found[200:], sigma_px[200:], seed=1)
+    groups = judged(estimator, found[:200], sigma_px[:200])
+    assert groups[0][1] < 0.08
+    assert 0.2 < groups[-1][1] < 0.45
+    for expected, actual in (groups[0], groups[-1]):
+        assert expected == pytest.approx(actual, rel=0.5)
+
+
+def test_the_table_says_what_was_expected_and_what_came() -> None:
+    """Mutation: the two columns exchanged."""
+    assert "| 2 of 2 | 20 % | 30 % |" in report([(0.1, 0.1), (0.2, 0.3)])
+
+
+def test_the_command_simulates_once_and_trains_again(tiny_settings, tmp_path, monkeypatch, capsys):
+    """Mutations: stacks that are simulated anew for the same settings, or taken for others."""
+    monkeypatch.setattr(psf_width, "EPOCHS", 2)
+    run = tmp_path / "psf"
+    options = ["--settings", str(tiny_settings), "--run", str(run), "--workers", "0"]
+    words = ["psf_width", *options, "--size-px", "32", "--stacks"]
+    assert main([*words, "50"]) == 0
+    first = (run / psf_width.ESTIMATOR).read_bytes()
+    about = json.loads((run / psf_width.ABOUT).read_text())
+    assert (about["stacks"], about["size_px"]) == (50, 32)
+    assert on_device.load(first).estimate(np.random.default_rng(1).random((30, 32, 32)))
+    monkeypatch.setattr(psf_width, "simulated", None)  # cannot be called
+    assert main([*words, "50"]) == 0
+    assert (run / psf_width.ESTIMATOR).read_bytes() == first
+    with pytest.raises(TypeError):
+        main([*words, "51"])
+    for wrong in (["7"], ["50", "--size-px", "8"]):
+        assert main([*words, *wrong]) == 2
+        assert "is needed" in capsys.readouterr().err or "are needed" in capsys.readouterr().err
+
+
+def test_another_number_of_workers_simulates_the_same(tiny_settings):
+    """Mutation: a seed that depends on the process."""
+    from training import settings as settings_file
+
+    settings = settings_file.load(str(tiny_settings))
+    alone, shared = (psf_width.simulated(settings, 6, 32, workers) for workers in (0, 1))
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_stack_of_which_nothing_can_be_told_is_left_out(tiny_settings: Path, monkeypatch):
+    """Mutation: None among the features."""
+    from training import settings as settings_file
+
+    some = iter([(np.zeros(3), 1.0), None, (np.ones(3), 2.0)])
+    monkeypatch.setattr(psf_width, "psf_example", lambda *_: next(some))
+    found, sigma_px = psf_width.simulated(settings_file.load(str(tiny_settings)), 3, 32, 0)
+    assert found.shape == (2, 3)
+    np.testing.assert_array_equal(sigma_px, [1.0, 2.0])
