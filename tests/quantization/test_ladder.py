@@ -147,15 +147,15 @@ def test_the_float_file_is_the_step(name: str, by_keras: Series, by_float: Serie
     np.testing.assert_allclose(by_float[name], by_keras[name], atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("image", 0.015, 0.1), ("c_out", 0.1, 0.4)])
+@pytest.mark.parametrize(("name", "low", "high"), [("image", 0.015, 0.1), ("c_out", 0.04, 0.4)])
 def test_the_int8_file_is_near_the_float_file_at_every_step(
     name: str, low: float, high: float, by_float: Series, by_int8: Series
 ) -> None:
     """Catches a tensor whose scale is off, a state that drifts, and a file that is not int8 at all.
 
-    Relative to the signal's own root mean square. Measured: 0.27 to 0.32 for the cell, whose random
-    weights of 16 channels add up the roundings of frame, products and state, and less for the
-    image. Float has 1e-6.
+    Relative to the signal's own root mean square. Measured: 0.08 to 0.14 for the cell, whose random
+    weights of 16 channels add up the roundings of frame, products and state (with four other stacks
+    to calibrate on, 0.27 to 0.32), and less for the image. Float has 1e-6.
     """
     error = rms(by_int8[name] - by_float[name]) / rms(by_float[name])  # (T,)
     assert low < error.min()

@@ -33,8 +33,8 @@ def test_the_width_is_learned_and_how_far_it_may_be_wrong(examples, monkeypatch)
     groups = judged(estimator, found[:200], sigma_px[:200])
     assert groups[0][1] < 0.08
     assert 0.2 < groups[-1][1] < 0.45
-    for expected, actual in (groups[0], groups[-1]):
-        assert expected == pytest.approx(actual, rel=0.5)
+    assert groups[0][0] < groups[-1][0] / 2
+    assert groups[-1][0] == pytest.approx(groups[-1][1], rel=0.5)
 
 
 def test_the_table_says_what_was_expected_and_what_came() -> None:
@@ -58,9 +58,9 @@ def test_the_command_simulates_once_and_trains_again(tiny_settings, tmp_path, mo
     assert (run / psf_width.ESTIMATOR).read_bytes() == first
     with pytest.raises(TypeError):
         main([*words, "51"])
-    for wrong in (["7"], ["50", "--size-px", "8"]):
+    for wrong, said in ((["7"], "at least 50 are"), (["50", "--size-px", "8"], "at least 32 is")):
         assert main([*words, *wrong]) == 2
-        assert "is needed" in capsys.readouterr().err or "are needed" in capsys.readouterr().err
+        assert said in capsys.readouterr().err
 
 
 def test_another_number_of_workers_simulates_the_same(tiny_settings):
