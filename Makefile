@@ -151,12 +151,13 @@ simulate: setup-dev ## write some simulated stacks to out/simulated
 	$(BIN)/python -m training simulate --out out/simulated
 
 .PHONY: train
-train: setup-dev ## train in two parts, up to runs/base; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
+train: setup-dev ## train in two parts, up to runs/base, and what finds the PSF's width; goes on where it was stopped (or TRAIN_ARGS="--settings smoke")
 ifdef TRAIN_ARGS
 	$(BIN)/python -m training train $(TRAIN_ARGS)
 else
 	$(BIN)/python -m training train --settings mean
 	$(BIN)/python -m training train --settings base --initial runs/mean
+	$(BIN)/python -m training psf_width
 endif
 
 .PHONY: quantize

@@ -47,6 +47,7 @@ test set (`docs/frozen-test-set.md`), on which no choice was made.
 | Output | image at twice the sampling; times the scale it is in ADU above background |
 | Frames | a window of {frames}, or a stream without end |
 | PSF it was trained for | sigma {sigma} camera px |
+| PSF that nobody tells | {found_by} |
 
 ## How good it is
 
@@ -75,8 +76,6 @@ trained for much longer, `docs/experiments.md`).
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
   smooths; it may also sharpen what is not there. Compare with the mean image, which the live page
   shows beside it.
-- A smooth body that is a fifth as bright as something beside it, or less, is taken for haze: its
-  middle is missing, and it looks like a ring.
 - A low odd/even correlation on a measured stack says that the fine structure there is noise or of
   its own making: compare it with that of the mean.
 - The blind deconvolution in the table is the bar for a single image. Where the network is below it,
@@ -177,6 +176,7 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         parameters=f"{parameters:,}",
         frames=manifest["frames"],
         sigma="{} to {}".format(*manifest["psf_sigma_px"]),
+        found_by=_found_by(manifest),
         table=markdown(rows_of(evaluation)),
         int8=int8,
         accuracy=_accuracy(evaluation),
@@ -185,6 +185,16 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         chosen=_chosen(training),
         begun_with=_begun_with(training),
         **training,
+    )
+
+
+def _found_by(manifest: Mapping[str, Any]) -> str:
+    """Say what becomes of a PSF whose width nobody tells."""
+    if not manifest.get("psf_width"):
+        return "is unknown to the network"
+    return (
+        f"is found in the frames by `{manifest['psf_width']['file']}` where they tell it "
+        "(`device/psf_width.py`), as in all rows that are not *PSF told*"
     )
 
 
