@@ -18,6 +18,7 @@ from device.camera import MIN_SIDE_PX
 from device.errors import UserError
 from device.model import Step, load_step
 from device.ometiff import check_output, write_ometiff
+from device.psf_width import PsfEstimate
 from device.reconstructor import (
     Mode,
     Reconstruction,
@@ -260,18 +261,29 @@ def _noting_scales(
     results: Iterable[Reconstruction], annotations: dict[str, Any]
 ) -> Iterator[np.ndarray]:
     """Yield the images; keep each one's background and scale in the annotations."""
-    backgrounds, scales, verdicts, found = [], [], [], []
+    backgrounds, scales, verdicts = [], [], []
+    found: list[PsfEstimate | None] = []
+    told: list[float | None] = []
     for result in results:
         backgrounds.append(round(result.scaling.background, 4))
         scales.append(round(result.scaling.scale, 4))
         verdicts.append(result.nothing_to_see)
-        found.append(round(result.psf_sigma_px or 0.0, 3) if result.psf_found else None)
+        found.append(result.psf_found)
+        told.append(None if result.psf_sigma_px is None else round(result.psf_sigma_px, 3))
         yield result.image
     annotations["background_adu"] = json.dumps(backgrounds)
     annotations["scale_adu"] = json.dumps(scales)
-    if any(found):
-        annotations["psf_found_px"] = json.dumps(found)
-        log.info("the PSF's width, as found in the frames: %.2f px", found[-1] or 0.0)
+    if known := [each for each in found if each is not None]:
+        sigmas = [None if each is None else round(each.sigma_px, 3) for each in found]
+        errors = [None if each is None else round(each.relative_error, 3) for each in found]
+        annotations["psf_found_px"] = json.dumps(sigmas)
+        annotations["psf_found_relative_error"] = json.dumps(errors)
+        annotations["psf_sigma_px"] = json.dumps(told)
+        last = known[-1]
+        log.info(
+            "the PSF's sigma, as found in the frames: %.2f px, give or take %.0f %%",
+            *(last.sigma_px, 100 * last.relative_error),
+        )
     if verdicts and verdicts[-1]:
         annotations["verdict"] = "nothing to see"
         log.warning("nothing to see: the mean image shows no contrast beyond its noise")

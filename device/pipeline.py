@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from typing import Any, cast
 
@@ -84,8 +84,10 @@ class View:
         Number of frames in it.
     facts : mapping
         What it was made from and how, for who keeps it. The reconstruction: ``mode``,
-        ``background`` and ``scale`` of the normalization in ADU, ``warming``, ``gaps``,
-        ``span_ms`` and ``model`` (name and sha256). Other images: nothing.
+        ``psf_sigma_px`` as the network was told it, ``psf_found`` (``sigma_px`` and
+        ``relative_error``, where nobody gave it), ``background`` and ``scale`` of the normalization
+        in ADU, ``warming``, ``gaps``, ``span_ms`` and ``model`` (name and sha256). Other images:
+        nothing.
     """
 
     view: str
@@ -95,6 +97,12 @@ class View:
     index: int
     frames: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _said_of_psf(result: Reconstruction) -> dict[str, Any]:
+    """Say which width of the PSF a result's network was told, and what was found of it."""
+    found = result.psf_found and asdict(result.psf_found)
+    return {"psf_sigma_px": result.psf_sigma_px, "psf_found": found}
 
 
 class _Break(IntEnum):
@@ -274,7 +282,7 @@ class Pipeline:
         self._era = self._followed = _Era(mode)
         self._psf_given_px = psf_sigma_px
         self._psf_wanted_px: float | None = None  # while running, instead of both
-        self._psf_told_px: float | None = None  # to the network
+        self._psf_known_px: float | None = None  # to the reconstructor; else it looks for it
         self._changed = threading.Condition()
         self._looking = threading.Lock()  # one std at a time
         self._queue: deque[_Arrival] = deque()
@@ -282,6 +290,7 @@ class Pipeline:
         self._newest: Frame | None = None
         self._views: dict[str, View] = {}
         self._last: Reconstruction | None = None
+        self._last_era: _Era | None = None
         self._seq = 0
         self._unused = 0  # frames that entered the buffer since the last window
         self._carried = 0  # frames that entered the stream since the last image
@@ -427,26 +436,27 @@ class Pipeline:
         with self._changed:
             self._psf_wanted_px = sigma_px
 
-    def psf(self) -> dict[str, float | bool | None] | None:
+    def psf(self) -> dict[str, Any] | None:
         """Say how wide the PSF is, in px of the prepared frames; None where the model is not told.
 
-        As `set_psf` wants it, as the network is told it, whether that was found in the frames, and
-        within which limits.
+        As `set_psf` wants it, as the network is told it, within which limits, and what was found in
+        the frames: `sigma_px` and its `relative_error`, or None.
         """
         if not self._step.manifest.takes_psf:
             return None
         low, high = self._step.manifest.psf_sigma_px
         with self._changed:
-            told, found = self._psf_told()
-            said = {"wanted": self._psf_wanted_px, "actual": told, "found": found}
-            return said | {"min": low, "max": high}
+            said = {"wanted": self._psf_wanted_px, "min": low, "max": high}
+            told = self._psf_told()
+            return said | {"actual": told["psf_sigma_px"], "found": told["psf_found"]}
 
-    def _psf_told(self) -> tuple[float | None, bool]:
+    def _psf_told(self) -> dict[str, Any]:
         """Tell, under the lock, the width that is given, or else was found for the last image."""
-        given, last = self._psf_of(self._era), self._last
-        if given is None and last is not None and last.psf_found:
-            return last.psf_sigma_px, True
-        return given, False
+        known, last, era = self._psf_of(self._era), self._last, self._last_era
+        same = era is not None and era.window == self._era.window  # binning, region and camera
+        if known is None and same and last is not None and last.psf_found is not None:
+            return _said_of_psf(last)
+        return {"psf_sigma_px": known, "psf_found": None}
 
     def _psf_of(self, era: _Era) -> float | None:
         """Width that the network is told in an era, px of the prepared frames; None: unknown."""
@@ -574,8 +584,7 @@ class Pipeline:
         length = 0 if self._buffer is None else len(self._buffer)
         return {
             "mode": self._era.mode,
-            "psf_sigma_px": self._psf_told()[0],
-            "psf_found": self._psf_told()[1],
+            **self._psf_told(),
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
@@ -813,13 +822,15 @@ class Pipeline:
     def _buffer_frame(self, arrival: _Arrival) -> None:
         """Put a frame into the buffer, after what its era asks for."""
         broken = arrival.era.broken_from(self._followed)
-        self._followed = arrival.era
-        if broken:
+        if arrival.era.window != self._followed.window:
             self._reconstructor.reset()
-        told_px = self._psf_of(arrival.era)
-        if told_px != self._psf_told_px:
-            self._psf_told_px = told_px
-            self._reconstructor.set_psf(told_px)
+        elif broken:  # by a gap: the microscope is the same
+            self._reconstructor.next_scene()
+        self._followed = arrival.era
+        known_px = self._psf_of(arrival.era)
+        if known_px != self._psf_known_px:
+            self._psf_known_px = known_px
+            self._reconstructor.set_psf(known_px)
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         kept = 0 if broken else self._capacity
@@ -828,7 +839,7 @@ class Pipeline:
                 "frame %d shows another scene or another place: the stream begins anew",
                 arrival.frame.index,
             )
-            self._reconstructor.reset()
+            self._reconstructor.next_scene()
             kept = min(kept, shown)
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)
@@ -898,7 +909,7 @@ class Pipeline:
 
     def _publish_result(self, arrival: _Arrival, result: Reconstruction) -> None:
         now_s = self._clock()
-        self._last = result
+        self._last, self._last_era = result, arrival.era
         self._accounts.reconstructions += 1
         self._result_rate.tick(now_s)
         self._latencies.add(now_s - arrival.time_s)
@@ -919,8 +930,7 @@ class Pipeline:
         assert last is not None
         return {
             "mode": last.mode,
-            "psf_sigma_px": last.psf_sigma_px,
-            "psf_found": last.psf_found,
+            **_said_of_psf(last),
             "background": last.scaling.background,
             "scale": last.scaling.scale,
             "warming": last.warming,

@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 
 REACH_PX = 8  # pixels that are compared lie no further apart
 SQUARED_DISTANCES = (1, 2, 4, 5, 8, 9, 10, 13, 16, 18, 20, 25, 32, 36, 49, 64)
 BANDS = 24  # of spatial frequency, from 0 to Nyquist's along an axis
-FIELD_PX = 256  # of a larger field the middle is enough
+LEAST_PX, FIELD_PX = 32, 256  # sides of a field; of a larger one the middle is enough
 LEAST_FRAMES = 4  # half of them are compared with the other half
 LIMIT = 5.0  # of a feature, in standard deviations of the training
 
@@ -35,8 +36,13 @@ CAUTION = 0.6
 leaves the image a little less sharp, too wide a one makes structure that is not there."""
 
 LARGEST_ERROR = 0.3
-"""Relative standard error from which on the network is told nothing."""
+"""Relative standard error from which on the network is told nothing. Who knows nothing but that a
+microscope has some PSF errs by as much (the training's widths, by 32 %)."""
 
+LOG_ERROR_RANGE = (-4.0, 1.0)
+"""Of the logarithm of the relative error that a network may say."""
+
+FEATURES = len(SQUARED_DISTANCES) - 1 + 2 + 2 * BANDS
 _TINY = 1e-9
 
 
@@ -69,15 +75,16 @@ def features(frames: np.ndarray) -> np.ndarray | None:
     Parameters
     ----------
     frames : ndarray
-        (T, H, W), normalized.
+        (T, H, W), normalized. Of a larger field than `FIELD_PX` the middle is looked at.
 
     Returns
     -------
     ndarray or None
-        (n,) float32; None where nothing fluctuates or there are fewer than `LEAST_FRAMES`.
+        (n,) float32; None where nothing fluctuates, of fewer frames than `LEAST_FRAMES`, and of a
+        field that is narrower than `LEAST_PX`, which holds too few pairs of pixels.
     """
-    frames = _middle(frames).astype(np.float32, copy=False)
-    if len(frames) < LEAST_FRAMES:
+    frames = frames[:, *middle(frames.shape[1:])].astype(np.float32, copy=False)
+    if len(frames) < LEAST_FRAMES or min(frames.shape[1:]) < LEAST_PX:
         return None
     variance, *covariances = _covariances(frames - frames.mean(axis=0))
     if not variance > _TINY:
@@ -94,13 +101,11 @@ def features(frames: np.ndarray) -> np.ndarray | None:
     return np.concatenate([ratios, strength, *spectra]).astype(np.float32)
 
 
-def _middle(frames: np.ndarray) -> np.ndarray:
-    """Cut the middle out of frames, (T, H, W), where they are larger than `FIELD_PX`."""
-    cuts = []
-    for length in frames.shape[1:]:
-        begin = max(0, (length - FIELD_PX) // 2)
-        cuts.append(slice(begin, begin + FIELD_PX))
-    return frames[:, cuts[0], cuts[1]]
+def middle(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Say which part of a field, (H, W), is looked at: all, or `FIELD_PX` in its middle."""
+    begins = [max(0, (length - FIELD_PX) // 2) for length in shape]
+    along_y, along_x = (slice(begin, begin + FIELD_PX) for begin in begins)
+    return along_y, along_x
 
 
 def _covariances(fluctuation: np.ndarray) -> list[float]:
@@ -109,7 +114,8 @@ def _covariances(fluctuation: np.ndarray) -> list[float]:
     Averaged over frames, all such pairs in the field and all directions.
     """
     count, height, width = fluctuation.shape
-    size = (height + REACH_PX + 1, width + REACH_PX + 1)  # nothing is taken around the edges
+    # With so much room, and more where that is quicker, nothing is taken around the edges.
+    size = [cv2.getOptimalDFTSize(length + REACH_PX) for length in (height, width)]
     power = np.zeros((size[0], size[1] // 2 + 1))
     for frame in fluctuation:
         power += np.abs(np.fft.rfft2(frame, size)) ** 2
@@ -161,6 +167,7 @@ class PsfWidthEstimator:
         for kernel, bias in zip(self.kernels[:-1], self.biases[:-1], strict=True):
             x = np.maximum(np.einsum("ei,eij->ej", x, kernel) + bias, 0)
         log_sigma, log_error = (np.einsum("ei,eij->ej", x, self.kernels[-1]) + self.biases[-1]).T
+        log_error = np.clip(log_error, *LOG_ERROR_RANGE)
         variance = np.mean(np.exp(2 * log_error)) + np.var(log_sigma)
         return PsfEstimate(float(np.exp(log_sigma.mean())), float(np.sqrt(variance)))
 
@@ -187,9 +194,11 @@ def load(content: bytes) -> PsfWidthEstimator:
             kernels, biases = (
                 tuple(file[f"{name}_{k}"] for k in range(3)) for name in ("kernel", "bias")
             )
-            return PsfWidthEstimator(file["centre"], file["spread"], kernels, biases)
-    except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            estimator = PsfWidthEstimator(file["centre"], file["spread"], kernels, biases)
+        estimator.of_features(np.zeros(FEATURES, np.float32))
+    except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"it holds no PSF width estimator ({error})") from error
+    return estimator
 
 
 class PsfWatch:
@@ -213,11 +222,15 @@ class PsfWatch:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all: the next frame is the first of another series."""
+        """Forget all: the next frame may be another microscope's."""
         self._found: list[PsfEstimate] = []
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look at the next full buffer, whichever frames were seen before."""
         self._due = 0
 
-    def see(self, newest: int, buffered: int, frames: Callable[[], Iterable[np.ndarray]]) -> bool:
+    def see(self, newest: int, buffered: int, frames: Callable[[], np.ndarray]) -> bool:
         """Take the newest frame into account; returns whether the estimate is a new one.
 
         Parameters
@@ -227,12 +240,12 @@ class PsfWatch:
         buffered : int
             Frames in the buffer.
         frames : callable
-            Gives these, normalized, (H, W) each; called where they are needed.
+            Gives these, normalized, (T, H, W); called where they are needed.
         """
         if buffered < self._frames or 0 < self._due - newest < self._frames:
             return False
         self._due = newest + self._frames
-        found = self._estimator.estimate(np.stack(list(frames())))
+        found = self._estimator.estimate(frames())
         if found is not None:
             self._found = [*self._found, found][-self.KEPT :]
         return found is not None

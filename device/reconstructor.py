@@ -14,7 +14,7 @@ from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
 from device.model import Step
 from device.normalize import Scaling, measure
-from device.psf_width import PsfWatch
+from device.psf_width import PsfEstimate, PsfWatch, middle
 from device.ring_buffer import RingBuffer
 from device.scene import SceneWatch
 
@@ -56,8 +56,8 @@ class Reconstruction:
         Number of the newest frame.
     psf_sigma_px : float or None
         Width of the PSF that the network was told; None where it was told nothing.
-    psf_found : bool
-        Whether that was found in the frames, and nobody gave it.
+    psf_found : PsfEstimate or None
+        What was found in the frames, where nobody gave a width.
     """
 
     image: np.ndarray
@@ -71,7 +71,7 @@ class Reconstruction:
     timestamp_ns: int
     index: int
     psf_sigma_px: float | None = None
-    psf_found: bool = False
+    psf_found: PsfEstimate | None = None
 
 
 class Reconstructor:
@@ -113,10 +113,16 @@ class Reconstructor:
         self._scene = SceneWatch()
 
     def reset(self) -> None:
-        """Forget all frames: the next one is the first."""
+        """Forget all frames: the next one is the first, and may be another microscope's."""
         if self._psf_watch:
             self._psf_watch.reset()
             self._tell_psf()
+        self._start_over()
+
+    def next_scene(self) -> None:
+        """Forget all frames, but not the PSF's width as they told it: another scene is next."""
+        if self._psf_watch:
+            self._psf_watch.look_again()
         self._start_over()
 
     def _start_over(self) -> None:
@@ -129,9 +135,9 @@ class Reconstructor:
     def scene_changed(self, array: np.ndarray) -> int:
         """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
 
-        To be asked once for every frame of a stream. Where it is not 0, `reset` is the caller's to
-        do, and to have the buffer keep as many frames alone, which show the new scene already; a
-        window has no past and is never of another scene.
+        To be asked once for every frame of a stream. Where it is not 0, `next_scene` is the
+        caller's to do, and to have the buffer keep as many frames alone, which show the new scene
+        already; a window has no past and is never of another scene.
         """
         return self._scene.changed(array) if self.mode == "stream" else 0
 
@@ -141,26 +147,26 @@ class Reconstructor:
         self._tell_psf()
 
     @property
-    def psf_found_px(self) -> float | None:
-        """Width of the PSF as the frames tell it, px; None where they do not, or it was given."""
+    def psf_found(self) -> PsfEstimate | None:
+        """What the frames tell of the PSF's width; None where it was given."""
         if self._psf_given_px is not None or not self._psf_watch:
             return None
-        estimate = self._psf_watch.estimate
-        return None if estimate is None else told_psf(self._step, estimate.told_px)
+        return self._psf_watch.estimate
 
     def _tell_psf(self) -> None:
         """Have the network told what is known of the PSF's width by now."""
-        given, found = told_psf(self._step, self._psf_given_px), self.psf_found_px
-        self._psf_told_px = found if given is None else given
+        found = self.psf_found
+        known = self._psf_given_px if found is None else found.told_px
+        self._psf_told_px = told_psf(self._step, known)
         self._constants = constant_inputs(self._step, self._psf_told_px)
 
     def _look_for_psf(self, newest: int, buffer: RingBuffer, scaling: Scaling) -> None:
         """Keep the PSF's width up to date with the newest frame, where nobody gave it."""
-        if not self._psf_watch or self._psf_given_px is not None:
+        if not self._psf_watch or self._psf_given_px is not None or scaling.nothing_to_see:
             return
 
-        def normalized() -> Iterator[np.ndarray]:
-            return (scaling.normalize(array) for array in buffer.frames())
+        def normalized() -> np.ndarray:
+            return scaling.normalize(buffer.frames(middle(buffer.shape)))
 
         if self._psf_watch.see(newest, len(buffer), normalized):
             self._tell_psf()
@@ -212,7 +218,6 @@ class Reconstructor:
         padded_size = self._fit(buffer.shape)
         before: Iterable[np.ndarray] = ()  # (H, W) each
         if self._state is None or self._size != padded_size:
-            self.reset()
             self._begin(padded_size)
             before = buffer.frames()[:-1]
         scaling, mean = self._measure(frame, buffer, padded_size)
@@ -223,7 +228,6 @@ class Reconstructor:
     def _window(self, frame: Frame, buffer: RingBuffer) -> Reconstruction:
         """Make a step with each frame of the buffer, by the statistics of exactly these."""
         padded_size = self._fit(buffer.shape)
-        self._start_over()
         self._begin(padded_size)
         scaling, mean = self._measure(frame, buffer, padded_size)
         *before, last = buffer.frames()  # (H, W) each
@@ -239,6 +243,11 @@ class Reconstructor:
         return size
 
     def _begin(self, padded_size: tuple[int, int]) -> None:
+        """Start from the zero state; frames of another size may have another PSF."""
+        if self._size == padded_size:
+            self._start_over()
+        else:
+            self.reset()
         self._state = self._step.zero_state()
         self._size = padded_size
 
@@ -295,7 +304,7 @@ class Reconstructor:
             timestamp_ns=frame.timestamp_ns,
             index=frame.index,
             psf_sigma_px=self._psf_told_px,
-            psf_found=self._psf_told_px is not None and self._psf_given_px is None,
+            psf_found=self.psf_found,
         )
 
 
@@ -376,7 +385,7 @@ def reconstruct_stream(
     for index, array in enumerate(chain((first,), arrays)):
         frame = _checked(array, index, first)
         if shown := reconstructor.scene_changed(array):
-            reconstructor.reset()
+            reconstructor.next_scene()
             buffer.keep_last(shown)
         buffer.push(frame)
         yield reconstructor._stream(frame, buffer)

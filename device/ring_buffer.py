@@ -164,10 +164,11 @@ class RingBuffer:
         for index, (array, timestamp_ns) in enumerate(kept):
             self.push(Frame(array, timestamp_ns, index))
 
-    def frames(self) -> np.ndarray:
-        """Copy the frames held, oldest first, (n, H, W)."""
+    def frames(self, region: tuple[slice, slice] = np.s_[:, :]) -> np.ndarray:
+        """Copy the frames held, or a region of each, oldest first, (n, H, W)."""
         first = self._next - len(self)
-        return self._frames[np.arange(first, self._next) % self.capacity]  # (n, H, W)
+        order = np.arange(first, self._next) % self.capacity
+        return self._frames[:, *region][order]  # (n, H, W)
 
     def mean(self) -> np.ndarray:
         """Mean of the frames held, (H, W) float32; read-only, zeros for an empty buffer."""

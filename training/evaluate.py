@@ -153,10 +153,14 @@ def told_images(steps: Mapping[str, Step], window: np.ndarray, psf_sigma_px: flo
 
 
 def found_psf(steps: Mapping[str, Step], window: np.ndarray) -> float:
-    """Width of the PSF, px, that the models find in a window themselves, or the blind methods'."""
+    """Width of the PSF, px, that the models find in a window themselves, or the blind methods'.
+
+    It is what was found, not the somewhat smaller width that the network is told.
+    """
     for step in steps.values():
         if step.psf_width is not None:
-            frames = measure(window.mean(axis=0)).normalize(window)
+            settings = step.manifest.normalization.settings()
+            frames = measure(window.mean(axis=0), settings=settings).normalize(window)
             if (found := step.psf_width.estimate(frames)) and found.told_px:
                 return found.sigma_px
     return baselines.BLIND_SIGMA_PX

@@ -610,26 +610,29 @@ def as_int8(x: Any, limits: tuple[float, float]) -> Any:
 def take_over(step: Step, smaller: Step) -> None:
     """Give a step the weights of a smaller one, so that it makes the same images.
 
-    Layers that are new, and rows of a PSF's modulation for what is newly found, stay as they begin:
-    they change nothing yet.
+    The smaller one may lack `context_px` and `estimates`, which change nothing as they begin; in
+    all else the two must be the same.
 
     Raises
     ------
     ValueError
-        The smaller one has weights that do not fit, or that the step lacks.
+        They differ in more.
     """
+    lacking: dict[str, Any] = {"context_px": (), "estimates": 0}
+    one, other = (each.settings.model_copy(update=lacking) for each in (step, smaller))
+    if one != other:
+        raise ValueError("the two networks differ in more than context_px and estimates")
+    for name, none in lacking.items():
+        if getattr(smaller.settings, name) not in (none, getattr(step.settings, name)):
+            raise ValueError(f"the {name} of the smaller network would be lost, or mixed up")
     given = {_within(variable): variable for variable in smaller.variables}
     for variable in step.variables:
-        old = given.pop(_within(variable), None)
+        old = given.get(_within(variable))
         if old is None:
             continue
         value, known = (np.array(keras.ops.convert_to_numpy(each)) for each in (variable, old))
-        if known.shape[1:] != value.shape[1:] or len(known) > len(value):
-            raise ValueError(f"{old.path} is {known.shape}, where {value.shape} is needed")
-        value[: len(known)] = known
+        value[: len(known)] = known  # the rows behind are of what is newly found
         variable.assign(value)
-    if given:
-        raise ValueError(f"there is no place for {sorted(given)}")
 
 
 def _within(variable: Any) -> str:

@@ -13,6 +13,7 @@ import json
 import logging
 import shlex
 import sys
+from dataclasses import asdict
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,7 +24,7 @@ from keras import layers, ops
 
 from device.errors import UserError
 from device.files import whole_or_nothing, write_text
-from device.psf_width import LIMIT, PsfWidthEstimator
+from device.psf_width import LEAST_PX, LIMIT, LOG_ERROR_RANGE, PsfWidthEstimator
 from training import settings as settings_file
 from training import simulators
 from training.example import psf_example
@@ -73,7 +74,7 @@ def likelihood(truth: keras.KerasTensor, said: keras.KerasTensor) -> keras.Keras
     said : tensor
         Mean and logarithm of the standard deviation, (B, 2).
     """
-    log_error = ops.clip(said[:, 1:], -4.0, 1.0)
+    log_error = ops.clip(said[:, 1:], *LOG_ERROR_RANGE)
     off = (truth - said[:, :1]) * ops.exp(-log_error)
     return ops.mean(0.5 * ops.square(off) + log_error)
 
@@ -140,12 +141,13 @@ def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training psf_width``; simulated features are kept and taken again."""
     if arguments.stacks < 10 * GROUPS:
         raise UserError(f"--stacks is {arguments.stacks}; at least {10 * GROUPS} are needed.")
-    if arguments.size_px < 32:
-        raise UserError(f"--size-px is {arguments.size_px}; at least 32 is needed.")
+    if arguments.size_px < LEAST_PX:
+        raise UserError(f"--size-px is {arguments.size_px}; at least {LEAST_PX} is needed.")
     settings, run = settings_file.load(arguments.settings), arguments.run
     run.mkdir(parents=True, exist_ok=True)
     asked = {"stacks": arguments.stacks, "size_px": arguments.size_px, "seed": settings.seed}
     asked |= {"forward_model": settings.forward_model.model_dump(mode="json")}
+    asked |= {"normalization": asdict(settings.dataset.normalization)}
     found, sigma_px = _kept(run, settings, asked, arguments.workers)
     held_out = max(GROUPS, round(HELD_OUT * len(found)))
     estimator = trained(found[held_out:], sigma_px[held_out:], settings.seed)

@@ -178,12 +178,13 @@ def _constant_kernels(step: Step) -> Iterator[None]:
         }
         return lambda start, channels: kernels[start, channels]
 
-    for layer in step.convolutions:
-        layer.folded_kernel = constant(layer)  # type: ignore[method-assign, assignment]
+    kernels = [(layer, constant(layer)) for layer in step.convolutions]
+    for layer, kernel in kernels:
+        layer.folded_kernel = kernel  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        for layer in step.convolutions:
+        for layer, _ in kernels:
             del layer.folded_kernel
 
 

@@ -269,8 +269,12 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
     Raises
     ------
     UserError
-        There are no weights of this network.
+        There are no weights of this network, or it is the original's architecture.
     """
+    if not isinstance(network, Unrolled):
+        raise UserError(
+            "The original's architecture begins with random weights: leave --initial out."
+        )
     try:
         weights, made_by, settings = _weights_and_origin(initial)
         smaller = build_step(settings.network)

@@ -94,8 +94,8 @@ function showField(name, label, control) {
   if (!busy) input.value = input.dataset.wanted;
   const told = label.querySelector("small");
   if (!told) {
-    const found = control.found ? "≈ " : "";
-    input.placeholder = control.actual === null ? "unknown" : found + written(control.actual);
+    const found = control.found ? `≈ ${written(control.found.sigma_px)}` : "unknown";
+    input.placeholder = control.actual === null || control.found ? found : written(control.actual);
     return;
   }
   told.textContent = offered ? reading(control) : "not offered by this camera";

@@ -611,7 +611,7 @@ def test_the_psf_is_told_from_the_next_frame_on_and_nothing_is_forgotten(rig):
     pipeline.start()
     camera.put(0, 1, 2)
     _processed(pipeline, 3)
-    said = {"found": False, "min": 1.0, "max": 2.0}
+    said = {"found": None, "min": 1.0, "max": 2.0}
     assert pipeline.psf() == said | {"wanted": None, "actual": 1.25}
     pipeline.set_psf(1.5)
     camera.put(3, start_index=3)

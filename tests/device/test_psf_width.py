@@ -67,9 +67,13 @@ def test_of_a_large_field_the_middle_is_looked_at():
     np.testing.assert_array_equal(features(frames), features(frames[:, 22:278, 12:268]))
 
 
-@pytest.mark.parametrize("frames", [np.ones((30, 32, 32)), np.zeros((3, 32, 32))])
-def test_where_nothing_fluctuates_nothing_is_said(frames):
-    """Mutations: 0 / 0; halves of too few frames."""
+@pytest.mark.parametrize(
+    "frames",
+    [np.ones((30, 32, 32)), np.random.default_rng(5).random((3, 32, 32))]
+    + [np.random.default_rng(5).random((30, *shape)) for shape in ((16, 64), (31, 31))],
+)
+def test_where_too_little_is_seen_nothing_is_said(frames):
+    """Mutations: 0 / 0; halves of too few frames; bands without a frequency in small fields."""
     assert features(frames) is None
 
 
@@ -103,11 +107,12 @@ def test_less_than_found_is_told_and_of_the_unsure_nothing():
 
 
 def test_what_is_saved_can_be_read_again(shipped):
-    """Mutation: a layer is lost."""
+    """Mutations: a layer is lost; one of another number of features, which ends the daemon."""
     again = psf_width.load(shipped.save())
     frames = blinking(1.3)
     assert again.estimate(frames) == shipped.estimate(frames)
-    for content in (b"", b"PK nothing", shipped.save()[:500]):
+    fewer = replace(shipped, centre=shipped.centre[1:], spread=shipped.spread[1:])
+    for content in (b"", b"PK nothing", shipped.save()[:500], fewer.save()):
         with pytest.raises(ValueError, match="no PSF width estimator"):
             psf_width.load(content)
 
@@ -143,6 +148,8 @@ def test_the_surer_estimate_counts_more_and_a_reset_forgets():
     for index in range(2):
         watch.see(index, 1, lambda: np.zeros((1, 8, 8)))
     assert watch.estimate.sigma_px == pytest.approx(2 ** (1 / 5))
+    watch.look_again()
+    assert watch.estimate is not None
     watch.reset()
     assert watch.estimate is None
 

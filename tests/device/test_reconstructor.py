@@ -238,25 +238,39 @@ def _finding(sigma_px: float, relative_error: float = 1e-9) -> AddingStep:
     return step
 
 
+def _seen(count: int, shape: tuple[int, int] = (32, 32)) -> np.ndarray:
+    """Frames with something to see, (T, H, W)."""
+    stack = np.random.default_rng(shape[0]).poisson(50, (count, *shape)).astype(np.uint16)
+    stack[:, : shape[0] // 2] += 100
+    return stack
+
+
 @pytest.mark.parametrize(
     ("found", "given", "told"),
-    [((1.5,), None, 1.5), ((9.0,), None, 3.0), ((1.5, 0.9), None, None), ((1.5,), 1.2, 1.2)],
+    [
+        ((1.5, 1e-9), None, 1.5),
+        ((9.0, 1e-9), None, 3.0),
+        ((1.5, 0.9), None, None),
+        ((1.5, 1e-9), 1.2, 1.2),
+    ],
 )
 def test_a_blind_network_is_told_the_width_that_its_frames_tell(found, given, told):
     """Mutations: what is given is overruled; a width that the model was not trained for, or that
     is hardly known, is told; a result that says another."""
     step = _finding(*found)
-    result = reconstruct_window(step, _stack(5), psf_sigma_px=given)
+    result = reconstruct_window(step, _seen(5), psf_sigma_px=given)
     widths = [float(inputs["psf_sigma_px"][0, 0]) for inputs in step.seen]
     assert widths == pytest.approx([told or 0.0] * 5)
     assert result.psf_sigma_px == (told and pytest.approx(told))
-    assert result.psf_found == (told is not None and given is None)
+    assert (result.psf_found is None) == (given is not None)
+    if given is None:
+        assert result.psf_found.sigma_px == pytest.approx(found[0])
 
 
 def test_a_stream_is_told_the_width_from_its_first_full_buffer_on():
     """Mutations: found in the first frames, of which there are too few; forgotten again; kept for
     another series."""
-    step, stack = _finding(1.5), _stack(7)
+    step, stack = _finding(1.5), _seen(7)
     reconstructor, buffer = Reconstructor(step), RingBuffer(5, stack.shape[1:], stack.dtype)
     told = []
     for index, array in enumerate(stack):
@@ -264,13 +278,44 @@ def test_a_stream_is_told_the_width_from_its_first_full_buffer_on():
         reconstructor.push(Frame(array, index, index), buffer)
         told.append(float(step.seen[-1]["psf_sigma_px"][0, 0]))
     assert told == pytest.approx([0.0] * 4 + [1.5] * 3)
-    assert reconstructor.psf_found_px == pytest.approx(1.5)
+    assert reconstructor.psf_found == PsfEstimate(1.5, pytest.approx(1e-9))
     reconstructor.set_psf(1.2)
-    assert reconstructor.psf_found_px is None
+    assert reconstructor.psf_found is None
     reconstructor.set_psf(None)
-    assert reconstructor.psf_found_px == pytest.approx(1.5)
+    reconstructor.next_scene()
+    reconstructor.push(Frame(stack[0], 7, 7), buffer)
+    assert float(step.seen[-1]["psf_sigma_px"][0, 0]) == pytest.approx(1.5)
     reconstructor.reset()
-    assert reconstructor.psf_found_px is None
+    assert reconstructor.psf_found is None
+
+
+@pytest.mark.parametrize("mode", ["stream", "window"])
+def test_frames_of_another_size_are_another_microscopes(mode):
+    """Mutation: the width in px of other pixels is told on."""
+    step = _finding(1.5)
+    reconstructor = Reconstructor(step, mode)
+    for side, told in ((32, 1.5), (48, 0.0)):
+        stack = _seen(5 if told else 2, (side, side))
+        buffer = RingBuffer(5, (side, side), np.uint16)
+        for index, array in enumerate(stack):
+            buffer.push(Frame(array, index, index))
+            reconstructor.push(Frame(array, index, index), buffer)
+        assert float(step.seen[-1]["psf_sigma_px"][0, 0]) == pytest.approx(told)
+
+
+def test_only_the_middle_of_a_large_field_is_normalized_for_it():
+    """Mutation: whole frames, which takes a second and gigabytes where they are large."""
+    seen = []
+    step = _finding(1.5)
+    step.psf_width.estimate = lambda frames: seen.append(frames.shape)
+    reconstruct_window(step, _seen(5, (300, 280)))
+    assert seen == [(5, 256, 256)]
+
+
+def test_nothing_is_looked_for_where_there_is_nothing_to_see():
+    """Mutation: the width of a PSF is read out of noise."""
+    noise = np.random.default_rng(0).poisson(100, (5, 64, 64)).astype(np.uint16)
+    assert reconstruct_window(_finding(1.5), noise).psf_found is None
 
 
 def test_a_constant_stack_gives_a_constant_and_the_verdict():

@@ -524,7 +524,7 @@ def test_the_width_of_the_psf_is_a_control_where_the_model_is_told_it(scope, cli
     )
     monkeypatch.setattr(EnlargingStep, "manifest", told)
     scope.frames(2)
-    psf = {"wanted": 1.5, "actual": 1.5, "found": False, "min": 1.0, "max": 2.0}
+    psf = {"wanted": 1.5, "actual": 1.5, "found": None, "min": 1.0, "max": 2.0}
     answer = client.post("/api/controls", json={"psf_sigma_px": 1.5})
     assert answer.json() == {"mode": "stream", "psf_sigma_px": psf}
     assert client.get("/api/state").json()["buffer"]["length"] == 2
