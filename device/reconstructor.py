@@ -20,6 +20,12 @@ from device.scene import SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
+RENEWED_AFTER = 120
+"""Frames after which a stream's state gets a successor, begun from zero, which takes its place
+after as many again: no state is older than twice that. An int8 state does not take in what would
+change it by less than half a step, and after some hundred frames that shows. The image is always
+the older state's; the younger one costs what a frame without an image does."""
+
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
 
@@ -107,6 +113,8 @@ class Reconstructor:
         self._psf_watch = step.psf_width and PsfWatch(step.psf_width, step.manifest.frames)
         self.set_psf(psf_sigma_px)
         self._state: dict[str, np.ndarray] | None = None
+        self._younger: dict[str, np.ndarray] | None = None
+        self._age = 0
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
         self._fed = 0
@@ -248,7 +256,7 @@ class Reconstructor:
             self._start_over()
         else:
             self.reset()
-        self._state = self._step.zero_state()
+        self._state, self._younger, self._age = self._step.zero_state(), None, 0
         self._size = padded_size
 
     def _measure(
@@ -277,10 +285,25 @@ class Reconstructor:
             before = array if self._previous is None else self._previous
             inputs["previous"] = _padded(scaling.normalize(before), size)
             self._previous = array
-        outputs = self._step.run({**inputs, **self._constants, **self._state}, image)
-        self._state = {into: outputs[out] for into, out in self._step.manifest.state.items()}
+        inputs |= self._constants
+        outputs = self._step.run({**inputs, **self._state}, image)
+        self._state = self._carried_on(outputs)
         self._fed = min(self._fed + 1, self._step.manifest.frames)
+        self._renew(inputs)
         return outputs
+
+    def _carried_on(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {into: outputs[out] for into, out in self._step.manifest.state.items()}
+
+    def _renew(self, inputs: dict[str, np.ndarray]) -> None:
+        """Raise a successor of the state with these inputs, too; see `RENEWED_AFTER`."""
+        self._age += 1
+        if self._age <= RENEWED_AFTER:
+            return
+        younger = self._step.zero_state() if self._younger is None else self._younger
+        self._younger = self._carried_on(self._step.run({**inputs, **younger}, image=False))
+        if self._age == 2 * RENEWED_AFTER:
+            self._state, self._younger, self._age = self._younger, None, RENEWED_AFTER
 
     def _result(
         self,

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from device import reconstructor
 from device.camera import Frame
 from device.model import Manifest
 from device.normalize import NormalizationSettings, measure
@@ -287,6 +288,31 @@ def test_a_stream_is_told_the_width_from_its_first_full_buffer_on():
     assert float(step.seen[-1]["psf_sigma_px"][0, 0]) == pytest.approx(1.5)
     reconstructor.reset()
     assert reconstructor.psf_found is None
+
+
+class AgeingStep(AddingStep):
+    """Its image is everywhere the number of frames that its state has seen."""
+
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
+        counted = super().run(inputs | {"frame": np.ones_like(inputs["frame"])}, image)
+        self.seen[-1]["image wanted"] = image
+        return counted
+
+
+def test_no_state_of_a_stream_is_older_than_two_turns(monkeypatch):
+    """Mutations: a state that is never renewed, or speaks while it is young; an image of the
+    successor, which costs three times as much and nobody looks at; a successor of a window's."""
+    monkeypatch.setattr(reconstructor, "RENEWED_AFTER", 3)
+    step = AgeingStep(frames=12)
+    results = list(reconstruct_stream(step, _stack(12)))
+    ages = [result.image.mean() / result.scaling.scale for result in results]
+    assert ages == pytest.approx([1, 2, 3, 4, 5, 6, 4, 5, 6, 4, 5, 6])
+    assert [each["image wanted"] for each in step.seen].count(True) == 12
+    step = AgeingStep(frames=3)
+    live = Reconstructor(step, "window")
+    for result in _run(live, _stack(12), RingBuffer(3, (17, 22), np.uint16))[2:]:
+        assert result.image.mean() / result.scaling.scale == pytest.approx(3)
+    assert len(step.seen) == 2 + 3 * 10
 
 
 @pytest.mark.parametrize("mode", ["stream", "window"])
