@@ -35,7 +35,7 @@ image at twice the sampling. Every figure here was written by
     python -m training release --run RUN --version {version}
 
 (with `--twin`, `--original` and `--measured` for what is compared with and measured) on the frozen
-test set (`docs/frozen-test-set.md`), on which no choice was made.
+test set, on which nothing was trained (`docs/frozen-test-set.md` says which choices knew of it).
 
 ## What it is
 
