@@ -824,8 +824,8 @@ class Pipeline:
         broken = arrival.era.broken_from(self._followed)
         if arrival.era.window != self._followed.window:
             self._reconstructor.reset()
-        elif broken:  # by a gap: the microscope is the same
-            self._reconstructor.next_scene()
+        elif broken:  # by a gap
+            self._reconstructor.after_gap()
         self._followed = arrival.era
         known_px = self._psf_of(arrival.era)
         if known_px != self._psf_known_px:
@@ -839,7 +839,7 @@ class Pipeline:
                 "frame %d shows another scene or another place: the stream begins anew",
                 arrival.frame.index,
             )
-            self._reconstructor.next_scene()
+            self._reconstructor.reset()
             kept = min(kept, shown)
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)

@@ -222,7 +222,7 @@ class PsfWatch:
         self.reset()
 
     def reset(self) -> None:
-        """Forget all: the next frame may be another microscope's."""
+        """Forget all: the next frame may be of another specimen, or microscope."""
         self._found: list[PsfEstimate] = []
         self.look_again()
 

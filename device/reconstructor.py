@@ -121,14 +121,18 @@ class Reconstructor:
         self._scene = SceneWatch()
 
     def reset(self) -> None:
-        """Forget all frames: the next one is the first, and may be another microscope's."""
+        """Forget all frames: the next one is the first.
+
+        What they told of the PSF's width goes, too. It errs with the specimen, the same way as long
+        as that is seen: kept for another, it leaves a stream further below a window.
+        """
         if self._psf_watch:
             self._psf_watch.reset()
             self._tell_psf()
         self._start_over()
 
-    def next_scene(self) -> None:
-        """Forget all frames, but not the PSF's width as they told it: another scene is next."""
+    def after_gap(self) -> None:
+        """Forget all frames, but not the PSF's width as they told it: the scene may be the same."""
         if self._psf_watch:
             self._psf_watch.look_again()
         self._start_over()
@@ -143,9 +147,9 @@ class Reconstructor:
     def scene_changed(self, array: np.ndarray) -> int:
         """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
 
-        To be asked once for every frame of a stream. Where it is not 0, `next_scene` is the
-        caller's to do, and to have the buffer keep as many frames alone, which show the new scene
-        already; a window has no past and is never of another scene.
+        To be asked once for every frame of a stream. Where it is not 0, `reset` is the caller's to
+        do, and to have the buffer keep as many frames alone, which show the new scene already; a
+        window has no past and is never of another scene.
         """
         return self._scene.changed(array) if self.mode == "stream" else 0
 
@@ -408,7 +412,7 @@ def reconstruct_stream(
     for index, array in enumerate(chain((first,), arrays)):
         frame = _checked(array, index, first)
         if shown := reconstructor.scene_changed(array):
-            reconstructor.next_scene()
+            reconstructor.reset()
             buffer.keep_last(shown)
         buffer.push(frame)
         yield reconstructor._stream(frame, buffer)
