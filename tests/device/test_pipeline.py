@@ -14,6 +14,7 @@ from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStre
 from device.model import Manifest, ModelError
 from device.pipeline import Pipeline, backoff_delays_s
 from device.preparation import Preparation
+from device.psf_width import PsfEstimate
 from device.ring_buffer import Sums
 from device.sampling import Sampling
 from device.scene import SHOWN_BEFORE, SceneWatch
@@ -625,6 +626,36 @@ def test_the_psf_is_told_from_the_next_frame_on_and_nothing_is_forgotten(rig):
     camera.put(4, start_index=4)
     _processed(pipeline, 5)
     assert step.widths == [1.25, 1.25, 1.25, 1.5, 1.25]
+
+
+def test_a_width_that_is_found_is_told_and_said_until_the_pixels_are_others(rig):
+    """Mutations: found and not said; said on for a camera that was opened anew."""
+
+    class Finding:
+        def estimate(self, frames):
+            return PsfEstimate(1.5, 0.1)
+
+    camera, step = ScriptedCamera(), CountingStep(frames=4, told=True)
+    step.psf_width = Finding()
+    pipeline = rig("stream", camera, step)
+    pipeline.start()
+    array = _image(1)
+    array[:8] += 20000  # something to see
+    camera.put(0, 1, 2, 3, array=array)
+    _processed(pipeline, 4)
+    told = pytest.approx(PsfEstimate(1.5, 0.1).told_px)
+    assert step.widths == [0.0, 0.0, 0.0, told]
+    found = {"sigma_px": pytest.approx(1.5), "relative_error": pytest.approx(0.1)}
+    _until(lambda: pipeline.latest("reconstruction").index == 3)
+    facts = pipeline.latest("reconstruction").facts
+    for said in (pipeline.state(), facts):
+        assert (said["psf_sigma_px"], said["psf_found"]) == (told, found)
+    assert (pipeline.psf()["actual"], pipeline.psf()["found"]) == (told, found)
+    pipeline.set_psf(1.25)
+    assert (pipeline.psf()["actual"], pipeline.psf()["found"]) == (1.25, None)
+    pipeline.set_psf(None)
+    pipeline.set_mode("window")
+    assert (pipeline.psf()["actual"], pipeline.psf()["found"]) == (None, None)
 
 
 def test_the_width_is_that_of_the_page_then_of_the_settings_then_of_the_optics(rig):

@@ -15,6 +15,7 @@ import tifffile
 
 from device.errors import UserError
 from device.model import Manifest, Step
+from device.psf_width import PsfEstimate
 from training import baselines, evaluate, frozen, metrics
 from training.evaluate import Score
 
@@ -334,3 +335,22 @@ def test_command_line_refuses_streams_longer_than_the_stacks(
     with pytest.raises(SystemExit):
         parsed("--stream-frames", "121")
     assert "not between 1 and 120" in capsys.readouterr().err
+
+
+def test_deconvolution_gets_the_width_that_the_model_finds() -> None:
+    """Mutations: the width that the network is told instead; none where nothing is found."""
+
+    class Finding:
+        def __init__(self, relative_error: float) -> None:
+            self.found = PsfEstimate(1.9, relative_error)
+
+        def estimate(self, frames: np.ndarray) -> PsfEstimate:
+            assert np.percentile(frames.mean(axis=0), 50) < 1  # normalized
+            return self.found
+
+    window = frozen.generate(SMALL[0]).frames
+    step = SummingStep(takes_psf=True)
+    assert evaluate.found_psf({"blind": step}, window) == baselines.BLIND_SIGMA_PX
+    for relative_error, width in ((0.1, 1.9), (0.9, baselines.BLIND_SIGMA_PX)):
+        step.psf_width = Finding(relative_error)
+        assert evaluate.found_psf({"one": step}, window) == width

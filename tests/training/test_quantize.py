@@ -207,3 +207,12 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     """Catches a step of random weights that is quantized in all seriousness."""
     with pytest.raises(UserError, match="train first"):
         quantize.load_step(tmp_path)
+
+
+def test_a_conversion_leaves_the_layers_as_they_were() -> None:
+    """Mutation: kernels that stay constant after a conversion, or after one that failed."""
+    step = build_step(NetworkSettings(head_filters=4, head_layers=0, estimates=2), 16, 16)
+    with pytest.raises(RuntimeError), quantize._constant_kernels(step):
+        assert all("folded_kernel" in vars(layer) for layer in step.convolutions)
+        raise RuntimeError
+    assert not any("folded_kernel" in vars(layer) for layer in step.convolutions)

@@ -80,6 +80,23 @@ def test_inputs_are_seen_in_all_four_mirror_images() -> None:
     assert moments[0] == pytest.approx(moments[4], rel=0.05)
 
 
+@pytest.mark.parametrize(("size_px", "apart_px"), [(3, 4), (1, 1)])
+def test_inputs_are_seen_where_the_taps_lie(size_px: int, apart_px: int) -> None:
+    """On stripes that repeat every eight pixels, whose neighbours four away are their opposites.
+
+    Mutations: taps side by side; a reach of the wrong size.
+    """
+    layer = FoldedConv2D(4, size_px=size_px, apart_px=apart_px)
+    layer.build((None, SIZE // FOLD, SIZE // FOLD, FOLD**2))
+    inputs = Inputs(layer)
+    x = np.arange(SIZE)[None, :, None] + np.zeros((SIZE, 1, 1))
+    inputs.add(folded(np.cos(2 * np.pi * x / 8).astype(np.float32)))
+    moments = inputs.squares / inputs.squares.max()
+    assert moments.shape == (size_px**2, size_px**2)
+    if size_px == 3:
+        assert moments[4, 5] < -0.5 < 0.5 < moments[4, 4]
+
+
 def test_every_weight_is_on_the_grid_of_its_channel_and_input(layer: FoldedConv2D) -> None:
     """Mutations: one grid for both inputs; a weight beyond the largest; the largest moved."""
     rng = np.random.default_rng(3)
