@@ -94,7 +94,7 @@ function showField(name, label, control) {
   if (!busy) input.value = input.dataset.wanted;
   const told = label.querySelector("small");
   if (!told) {
-    const found = control.found ? `≈ ${written(control.found.sigma_px)}` : "unknown";
+    const found = control.found ? `≈ ${control.found.sigma_px.toFixed(2)}` : "unknown";
     input.placeholder = control.actual === null || control.found ? found : written(control.actual);
     return;
   }
