@@ -141,8 +141,8 @@ def found(folder, mode, y, x):
 def test_emitters_are_where_the_contract_says(tmp_path, mode):
     """Output pixel j lies at input (j + 0.5) / 2 - 0.5: hardly anything is 0.1 output px beside it.
 
-    Since 0.8.0 not nothing: behind this PSF one coordinate in ten may be, by 0.2 px at most. The
-    card has how far they are behind others. Their mean is within 0.03 px.
+    Since 0.8.0 not nothing: behind this PSF two coordinates in ten may be, by 0.2 px at most. The
+    card has how far they are behind others. The mean of ten is within 0.05 px.
 
     Mutations: rows and columns swapped, a crop off by one, `[::2]` instead of area binning (half
     an output pixel), a network that knows the phases of its folding apart.
@@ -150,9 +150,9 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     places = np.random.default_rng(5).uniform((12, 14), (20, 26), (10, 2))
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
-    assert np.quantile(np.abs(errors), 0.9) < 0.1
+    assert np.quantile(np.abs(errors), 0.8) < 0.1
     np.testing.assert_allclose(errors, 0, atol=0.2)
-    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.03)
+    np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.05)
 
 
 def test_single_emitters_are_drawn_as_far_from_their_places_as_the_card_says(documents, steps):

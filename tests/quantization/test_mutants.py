@@ -149,7 +149,7 @@ def edited(edit: Callable[[object], None]) -> Step:
     builder.Finish(parsed.Pack(builder), b"TFL3")
     whole = load_step(PATH)
     interpreter = Interpreter(model_content=bytes(builder.Output()), num_threads=1)
-    return Step(whole.manifest, interpreter, whole.name, whole.sha256)
+    return Step(whole.manifest, interpreter, whole.name, whole.sha256, psf_width=whole.psf_width)
 
 
 def cut_weights(parsed: object) -> None:

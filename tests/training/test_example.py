@@ -19,6 +19,8 @@ from training.forward_model import ForwardModelSettings, simulate
 class Recorder:
     """Stands in for the device's step and keeps what it is fed."""
 
+    psf_width = None
+
     def __init__(self) -> None:
         normalization = SimpleNamespace(settings=NormalizationSettings)
         self.manifest = SimpleNamespace(
