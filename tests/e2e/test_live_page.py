@@ -110,12 +110,17 @@ def errors(browser):
 
 
 def test_the_width_of_the_psf_is_told_from_the_page(page, daemon):
-    """Mutations: a field that is only shown; a refusal swallowed; no way back to unknown."""
+    """Mutations: a field that is only shown; a refusal swallowed; no way back to what is found; a
+    found width that is not shown, or shown as if it were given."""
     from selenium.webdriver.common.keys import Keys
 
     field = page.find_element("css selector", "[data-control=psf_sigma_px] input")
     wait_until(field.is_displayed, "the field")
-    assert field.get_attribute("placeholder") == "unknown"
+
+    def placeholder():
+        return field.get_attribute("placeholder")
+
+    assert placeholder() == "unknown" or placeholder().startswith("≈")
 
     def enter(text):
         field.send_keys(Keys.CONTROL, "a")
@@ -129,7 +134,11 @@ def test_the_width_of_the_psf_is_told_from_the_page(page, daemon):
     assert "expected 0.8 to 3.2 px" in refusal.text
     assert daemon.state()["psf_sigma_px"] == 1.6
     enter("")
-    wait_until(lambda: daemon.state()["psf_sigma_px"] is None, "unknown again")
+    wait_until(lambda: daemon.state()["psf_found"] is not None, "what is found in the frames")
+    found = daemon.state()["psf_found"]["sigma_px"]
+    wait_until(lambda: placeholder().startswith("≈"), "what is found, on the page")
+    assert abs(float(placeholder().removeprefix("≈")) - found) < 0.3
+    assert field.get_attribute("value") == ""
     wait_until(lambda: not refusal.is_displayed(), "no refusal")
     assert [entry for entry in page.get_log("browser") if "422" not in entry["message"]] == []
 
