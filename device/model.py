@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import logging
 import os
 import re
 import struct
@@ -23,6 +24,8 @@ from device import psf_width
 from device.errors import UserError
 from device.normalize import NormalizationSettings
 from device.psf_width import PsfWidthEstimator
+
+_log = logging.getLogger(__name__)
 
 MODELS_DIR = Path(__file__).resolve().parent.parent / "models"
 EMBEDDED_NAME = "learn2sofi_manifest"
@@ -414,9 +417,12 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
 
 def _psf_width(path: Path, manifest: Manifest, manifest_path: Path) -> PsfWidthEstimator | None:
     """Read what finds the PSF's width, where it lies beside the model's file."""
-    if manifest.psf_width is None or not path.with_name(manifest.psf_width.file).exists():
+    if manifest.psf_width is None:
         return None
     beside = path.with_name(manifest.psf_width.file)
+    if not beside.exists():
+        _log.warning("%s is not there: a PSF whose width nobody gives stays unknown", beside)
+        return None
     content = _read(beside, "PSF width estimator")
     _check_file(beside, content, {"psf_width": manifest.psf_width}, manifest_path)
     try:

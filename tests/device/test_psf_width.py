@@ -161,8 +161,8 @@ def test_frames_that_count_anew_are_looked_at_again():
     assert watch.see(1, 2, lambda: np.zeros((2, 8, 8)))
 
 
-def test_a_damaged_estimator_is_refused(tmp_path):
-    """Mutation: its checksum is not looked at."""
+def test_a_damaged_estimator_is_refused_and_a_missing_one_is_said(tmp_path, caplog):
+    """Mutations: its checksum is not looked at; images that are others than elsewhere, in silence."""
     from device.model import ModelError, newest_model
 
     model = newest_model(MODELS_DIR)
@@ -176,6 +176,7 @@ def test_a_damaged_estimator_is_refused(tmp_path):
         load_step(copy)
     estimator.unlink()
     assert load_step(copy).psf_width is None
+    assert "stays unknown" in caplog.text
 
 
 def test_replacing_a_network_changes_the_estimate(shipped):
