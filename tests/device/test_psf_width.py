@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from device import psf_width
-from device.model import MODELS_DIR, load_step
+from device.model import MODELS_DIR, ModelError, load_step, newest_model
 from device.psf_width import (
     CAUTION,
     LARGEST_ERROR,
@@ -162,9 +162,7 @@ def test_frames_that_count_anew_are_looked_at_again():
 
 
 def test_a_damaged_estimator_is_refused_and_a_missing_one_is_said(tmp_path, caplog):
-    """Mutations: its checksum is not looked at; images that are others than elsewhere, in silence."""
-    from device.model import ModelError, newest_model
-
+    """Mutations: its checksum is not looked at; other images than elsewhere, in silence."""
     model = newest_model(MODELS_DIR)
     stem = model.name.removesuffix("-int8.tflite")
     for path in MODELS_DIR.glob(f"{stem}*"):
