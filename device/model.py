@@ -408,8 +408,7 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     part = manifest.recurrences.get(form)
     # Who took the model's file and its manifest alone has all that is needed, but for the time.
     if part is not None and (beside := path.with_name(part.file)).exists():
-        content = _read(beside, "model file")
-        _check_file(beside, content, manifest.recurrences, manifest_path)
+        content = _read_listed(beside, "model file", manifest.recurrences, manifest_path)
         recurrence = _interpreter(beside, content, *options)
     estimator = _psf_width(path, manifest, manifest_path)
     return Step(manifest, interpreter, path.stem, sha256, path.parent, recurrence, estimator)
@@ -423,12 +422,19 @@ def _psf_width(path: Path, manifest: Manifest, manifest_path: Path) -> PsfWidthE
     if not beside.exists():
         _log.warning("%s is not there: a PSF whose width nobody gives stays unknown", beside)
         return None
-    content = _read(beside, "PSF width estimator")
-    _check_file(beside, content, {"psf_width": manifest.psf_width}, manifest_path)
+    entries = {"psf_width": manifest.psf_width}
+    content = _read_listed(beside, "PSF width estimator", entries, manifest_path)
     try:
         return psf_width.load(content)
     except ValueError as error:
         raise ModelError(f"{beside} cannot be used: {error}; copy it again") from error
+
+
+def _read_listed(path: Path, what: str, listed: dict[str, ModelFile], manifest_path: Path) -> bytes:
+    """Read a file of a manifest's list, and check it against its entry."""
+    content = _read(path, what)
+    _check_file(path, content, listed, manifest_path)
+    return content
 
 
 def usable_threads() -> int:

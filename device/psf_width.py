@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,7 +205,8 @@ class PsfWatch:
     """Keeps an estimate up to date over a series of frames.
 
     The first comes with the first full buffer, and another with every buffer of new frames; they
-    are averaged, each by its error, over the last `KEPT`.
+    are averaged, each by its error, over the last `KEPT`. What is known by now is `estimate`, None
+    where it is nothing.
 
     Parameters
     ----------
@@ -224,6 +225,7 @@ class PsfWatch:
     def reset(self) -> None:
         """Forget all: the next frame may be of another specimen, or microscope."""
         self._found: list[PsfEstimate] = []
+        self.estimate: PsfEstimate | None = None
         self.look_again()
 
     def look_again(self) -> None:
@@ -246,18 +248,18 @@ class PsfWatch:
             return False
         self._due = newest + self._frames
         found = self._estimator.estimate(frames())
-        if found is not None:
-            self._found = [*self._found, found][-self.KEPT :]
-        return found is not None
+        if found is None:
+            return False
+        self._found = [*self._found, found][-self.KEPT :]
+        self.estimate = averaged(self._found)
+        return True
 
-    @property
-    def estimate(self) -> PsfEstimate | None:
-        """What is known by now; None where it is nothing."""
-        if not self._found:
-            return None
-        errors = np.array([each.relative_error for each in self._found])
-        logs = np.log([each.sigma_px for each in self._found])
-        weights = errors**-2 / np.sum(errors**-2)
-        # What they err by is mostly the specimen's doing, and the same each time.
-        error = float(np.sqrt(weights @ errors**2))
-        return PsfEstimate(float(np.exp(weights @ logs)), error)
+
+def averaged(estimates: Sequence[PsfEstimate]) -> PsfEstimate:
+    """Average estimates of one series, one or more, each by its error."""
+    errors = np.array([each.relative_error for each in estimates])
+    logs = np.log([each.sigma_px for each in estimates])
+    weights = errors**-2 / np.sum(errors**-2)
+    # What they err by is mostly the specimen's doing, and the same each time.
+    error = float(np.sqrt(weights @ errors**2))
+    return PsfEstimate(float(np.exp(weights @ logs)), error)

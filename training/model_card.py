@@ -53,9 +53,9 @@ test set, on which nothing was trained (`docs/frozen-test-set.md` says which cho
 
 Mean PSNR in dB over the stacks of each group, as the contract defines it (affine-fitted); number of
 stacks in brackets; *worst gain* is the smallest difference to the bicubic mean on any one stack.
-RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, with the width that
-our model finds in the frames (*found*: no classical method has it; where it finds none, 1.4 px), or with each stack's true PSF,
-which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
+RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, with the width
+that our model finds in the frames (*found*: no classical method has it; where it finds none,
+1.4 px), or with each stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from device.model import embedded_manifest, load_step
-from device.psf_width import PsfWidthEstimator, features
+from device.psf_width import FEATURES, PsfWidthEstimator
 from device.reconstructor import constant_inputs
 from training import frozen, lattice, location, quantize, resolution, speed, sweeps
 from training.__main__ import main
@@ -47,8 +47,8 @@ def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_
     its checksum; a folder that holds none."""
     run, folder = tmp_path / "psf_width", tmp_path / "models"
     run.mkdir()
-    nothing = np.zeros(psf_width_features(), np.float32)
-    kernels = [np.zeros((1, *shape), np.float32) for shape in ((len(nothing), 3), (3, 3), (3, 2))]
+    nothing = np.zeros(FEATURES, np.float32)
+    kernels = [np.zeros((1, *shape), np.float32) for shape in ((FEATURES, 3), (3, 3), (3, 2))]
     biases = [np.zeros((1, n), np.float32) for n in (3, 3, 2)]
     estimator = PsfWidthEstimator(nothing, nothing + 1, tuple(kernels), tuple(biases))
     (run / "psf_width.npz").write_bytes(estimator.save())
@@ -63,10 +63,6 @@ def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_
     beside = folder / "learn2sofi-0.1.0.psf_width.json"
     assert json.loads(beside.read_text()) == {"stacks": 5}
     assert main([*words, str(tmp_path)]) == 2
-
-
-def psf_width_features() -> int:
-    return len(features(np.random.default_rng(0).random((30, 32, 32))))
 
 
 def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
