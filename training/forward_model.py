@@ -50,14 +50,16 @@ class ForwardModelSettings(BaseModel):
     """Brightness of the thin one of such in that of both, uniform."""
     beads_fraction: Fraction = 0.0
     """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
+    ribbons_fraction: Fraction = 0.0
+    """Part of the stacks with strips of some width, and pairs of lines as wide."""
     soft_fraction: Fraction = 0.0
     """Part of the continuous structures that are soft: label that lies throughout a thick specimen,
     or spreads, has no edges as sharp as a drawn one."""
     soft_sigma_px: Range = (0.7, 6.0)
     """Blur that softens them, output px, log-uniform."""
-    families: tuple[str, ...] = Field(tuple(FAMILIES), min_length=1)
-    """Structures to draw from: the names in `training.specimen.FAMILIES`, each equally likely among
-    those of its kind, thin or continuous."""
+    families: tuple[str, ...] = Field((*THIN, *CONTINUOUS), min_length=1)
+    """Structures to draw from: the names of the thin and the continuous ones in
+    `training.specimen`, each equally likely among those of its kind, thin or continuous."""
     images: str | None = None
     """Folder of images to cut specimens from, relative to where the command runs."""
     images_fraction: Fraction = 0.0
@@ -157,9 +159,9 @@ class ForwardModelSettings(BaseModel):
 
     @model_validator(mode="after")
     def _families_exist(self) -> ForwardModelSettings:
-        unknown = set(self.families) - set(FAMILIES)
-        if unknown:
-            raise ValueError(f"families names {sorted(unknown)}; there are {sorted(FAMILIES)}")
+        known = THIN | CONTINUOUS
+        if unknown := set(self.families) - set(known):
+            raise ValueError(f"families names {sorted(unknown)}; there are {sorted(known)}")
         drawn = {
             "thin": (THIN, self.thin_fraction),
             "continuous": (CONTINUOUS, 1 - self.thin_fraction),
@@ -287,6 +289,9 @@ def draw_specimen(
     family = str(rng.choice(settings.named(kind)))
     if rng.random() < settings.beads_fraction:
         family = "beads"
+    # Nothing is drawn where there are none: the stacks of a seed stay what they were.
+    if settings.ribbons_fraction and rng.random() < settings.ribbons_fraction:
+        family = "ribbons"
     return family, draw_family(settings, family, grid, rng)
 
 

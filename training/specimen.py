@@ -111,6 +111,34 @@ def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     return _unit_maximum(density)
 
 
+def ribbons(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Evenly labelled strips, 0.5 to 12 px wide, and pairs of chains as wide as such a strip.
+
+    Either is as likely, and behind a PSF they look nearly alike: what is shown as two must be two.
+    """
+    density = np.zeros(grid, np.float32)
+    for start in grid.points(grid.draw_number((80, 500), rng), rng):
+        curve = worm_like_chain(start, rng.uniform(60, 300), rng.uniform(200, 5000), rng)
+        tangent = np.gradient(curve, axis=0)
+        normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
+        width, strand = rng.uniform(0.5, 12), rng.uniform(0, 1)
+        offsets = _across(width)
+        if rng.random() < 0.5:
+            offsets = np.concatenate([side * max(0, width - strand) / 2 + _across(strand)
+                                      for side in (-1, 1)])
+        brightness = rng.uniform(0.4, 1) / len(offsets)
+        for offset in offsets:
+            density += brightness * grid.deposit(curve + offset * normal)
+    return _unit_maximum(density)
+
+
+def _across(width: float) -> np.ndarray:
+    """Places across a strip of this width, half a pixel apart or less, around its middle."""
+    count = max(1, int(np.ceil(2 * width)))
+    return width * ((np.arange(count) + 0.5) / count - 0.5)
+
+
 def rings(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Circles and ellipses of radius 2.5 to 15 px, labelled along the rim."""
     density = np.zeros(grid, np.float32)
@@ -258,4 +286,6 @@ CONTINUOUS: dict[str, Family] = {
     "rounded_cells": rounded_cells,
     "tissue": tissue,
 }
-FAMILIES: dict[str, Family] = THIN | CONTINUOUS
+STRIPS: dict[str, Family] = {"ribbons": ribbons}
+"""Neither thin nor continuous: drawn as often as `ribbons_fraction` says."""
+FAMILIES: dict[str, Family] = THIN | CONTINUOUS | STRIPS
