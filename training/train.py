@@ -29,6 +29,7 @@ from training import baselines
 from training import settings as settings_file
 from training.dataset import TrainingStream, validation_set
 from training.example import Example
+from training.limit import limit
 from training.loss import loss_with
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step, take_over
@@ -137,8 +138,9 @@ def computing_in(precision: str) -> Iterator[None]:
 
 def _built(settings: TrainingSettings) -> Network:
     data, shape = settings.dataset, (settings.dataset.size_px,) * 2
-    if settings.architecture == "original":
-        return Windows(original(*shape, frames=data.chunk, batch=data.batch))
+    if settings.architecture != "step":
+        build = {"original": original, "limit": limit}[settings.architecture]
+        return Windows(build(*shape, frames=data.chunk, batch=data.batch))
     return Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
 
 
@@ -269,11 +271,12 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
     Raises
     ------
     UserError
-        There are no weights of this network, or it is the original's architecture.
+        There are no weights of this network, or it is not our step.
     """
     if not isinstance(network, Unrolled):
         raise UserError(
-            "The original's architecture begins with random weights: leave --initial out."
+            f"The architecture {settings_file.of_run(run.folder).architecture} begins with random "
+            "weights: leave --initial out."
         )
     try:
         weights, made_by, settings = _weights_and_origin(initial)

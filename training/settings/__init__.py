@@ -42,9 +42,10 @@ class TrainingSettings(BaseModel):
     """With `mixed_bfloat16` all layers but the last compute in 16 bits, which GPUs are fast at;
     weights and loss stay in 32. Its exponent is as long as float32's: unlike with float16, no loss
     has to be scaled and no update skipped. int8's steps are only nearly kept to."""
-    architecture: Literal["step", "original"] = "step"
-    """Our step, or the original's network to compare it with, which is trained on whole windows and
-    has no settings of its own."""
+    architecture: Literal["step", "original", "limit"] = "step"
+    """Our step, or what it is compared with: the original's network, or one without our step's
+    limits (`training/limit.py`). These are trained on whole windows and have no settings of their
+    own."""
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
@@ -65,16 +66,18 @@ class TrainingSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _original_sees_windows(self) -> TrainingSettings:
-        if self.architecture == "original":
-            data = self.dataset
-            if data.chunk != WINDOW or data.read_at != (WINDOW - 1,) or data.stream_fraction:
-                raise ValueError(
-                    f"the original's architecture is trained on windows: chunk must be {WINDOW}, "
-                    f"read_at [{WINDOW - 1}] and stream_fraction 0"
-                )
-            if self.network != NetworkSettings():
-                raise ValueError("the original's architecture has no settings: leave [network] out")
+    def _others_see_windows(self) -> TrainingSettings:
+        name, data = self.architecture, self.dataset
+        if name == "step":
+            return self
+        frames = WINDOW if name == "original" else data.window
+        if data.chunk != frames or data.read_at != (frames - 1,) or data.stream_fraction:
+            raise ValueError(
+                f"the architecture {name} is trained on windows: chunk must be {frames}, "
+                f"read_at [{frames - 1}] and stream_fraction 0"
+            )
+        if self.network != NetworkSettings():
+            raise ValueError(f"the architecture {name} has no settings: leave [network] out")
         return self
 
 
