@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "fetch images to cut specimens from, with licence and source beside each",
     "demo": "write the stack that `make run` plays",
     "train": "train the network; goes on where an interrupted run stopped",
+    "carry_over": "carry release 0.9.0 over to the network without shifts",
     "psf_width": "train what finds the PSF's width in the frames",
     "quantize": "turn a run's weights into a float32 and an int8 step",
     "evaluate": "score every method and every model form on the frozen test stacks",

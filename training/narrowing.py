@@ -141,18 +141,14 @@ def _set_state(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
 
 
 def _set_head(graph: Graph, kinds: _Kinds) -> None:
-    """Give what is scaled, shifted and added, and then the activations, their ranges."""
+    """Give what is scaled and added, and then the activations, their ranges."""
     for scaled in kinds.of(graph, "MUL"):
-        for shifted in kinds.of(graph, "ADD"):
-            if scaled.outputs[0] in shifted.inputs and _is_head(graph, kinds, shifted):
-                summands = _summands(graph, kinds, scaled.inputs[0])
-                made = (scaled.inputs[0], scaled.outputs[0], shifted.outputs[0])
-                for tensor in (*summands, *made):
-                    _set_range(graph, tensor, *SUMMAND_RANGE)
-                (shift,) = {*shifted.inputs} - {scaled.outputs[0]}
-                _set_reshaped(graph, kinds, scaled.inputs[1], *SCALE_RANGE)
-                _set_reshaped(graph, kinds, shift, *SUMMAND_RANGE)
-    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D")):
+        if _is_head(graph, kinds, scaled):
+            summands = _summands(graph, kinds, scaled.inputs[0])
+            for tensor in (*summands, scaled.inputs[0], scaled.outputs[0]):
+                _set_range(graph, tensor, *SUMMAND_RANGE)
+            _set_reshaped(graph, kinds, scaled.inputs[1], *SCALE_RANGE)
+    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D"), *kinds.of(graph, "MUL")):
         if op.builtinOptions.fusedActivationFunction == _RELU6:
             _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
 
@@ -165,10 +161,10 @@ def _set_reshaped(graph: Graph, kinds: _Kinds, tensor: int, low: float, high: fl
             _set_reshaped(graph, kinds, reshape.inputs[0], low, high)
 
 
-def _is_head(graph: Graph, kinds: _Kinds, shifted: Operator) -> bool:
-    """Whether a sum is, or is added to, an activation that ends at 6."""
-    sums = [shifted, *(op for op in kinds.of(graph, "ADD") if shifted.outputs[0] in op.inputs)]
-    return any(op.builtinOptions.fusedActivationFunction == _RELU6 for op in sums)
+def _is_head(graph: Graph, kinds: _Kinds, scaled: Operator) -> bool:
+    """Whether a product is, or is added to, an activation that ends at 6."""
+    sums = [op for op in kinds.of(graph, "ADD") if scaled.outputs[0] in op.inputs]
+    return any(op.builtinOptions.fusedActivationFunction == _RELU6 for op in (scaled, *sums))
 
 
 def _set_beyond(graph: Graph, kinds: _Kinds) -> None:

@@ -29,8 +29,9 @@ that is mirrored, along y, x or both, gives the mirrored image, and no emitter i
 The head looks far around with convolutions whose taps lie 4, 8 and 16 px apart (Yu and Koltun, ICLR
 2016): whether a smooth brightness is a body or haze is not seen from near by.
 
-The width of the PSF is an input, 0 where it is not known. It scales and shifts the channels of the
-head (Perez et al., AAAI 2018), by values that are learned at some widths and interpolated between.
+The width of the PSF is an input, 0 where it is not known. It scales the channels of the head (after
+Perez et al., AAAI 2018), by values that are learned at some widths and interpolated between. It
+does not shift them: what is added to whole fields is rounded in int8, always the same way.
 So do some numbers that the network finds itself, from the whole image at once (after Hu et al.,
 CVPR 2018): a PSF is the same all over a field, and so is the noise.
 
@@ -333,34 +334,25 @@ class PsfWidth(layers.Layer):
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
 class PsfModulation(layers.Layer):
-    """Scales and shifts channels by a function of the PSF's width (Perez et al., AAAI 2018).
+    """Scales channels by a function of the PSF's width (after Perez et al., AAAI 2018).
 
     Takes folded channels, (B, H/2, W/2, 4 F), and `change`, (B, n), the hats of the width and what
     was found from the whole image. Where all are 0 nothing is changed, which int8 holds exactly.
     """
 
     def build(self, x_shape: Any, change_shape: Any) -> None:
-        """Create a scale and a shift per feature and set of mirrored channels."""
+        """Create a scale per feature and set of mirrored channels."""
         sets = x_shape[-1] // (FOLD**2 * MIRRORS)
-        shape = (change_shape[-1], 2 * sets)
+        shape = (change_shape[-1], sets)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer="zeros")
 
     def call(self, x: Any, change: Any, rounded: Rounding = exact) -> Any:
-        """Return ``(1 + scale) x + shift``, the product rounded."""
-        of_scale, of_shift = (
-            per_channel(kernel) for kernel in ops.split(self.kernel, 2, axis=-1)
-        )  # (n, 4 F) each
+        """Return ``(1 + scale) x``."""
+        of_scale = per_channel(self.kernel)  # (n, 4 F)
         ones = np.ones(of_scale.shape[1], np.float32)
         scale = ops.add(ops.matmul(change, of_scale), ones)  # (B, 4 F)
-        shift = ops.matmul(change, of_shift)
-        scale, shift = (ops.reshape(y, (-1, 1, 1, y.shape[-1])) for y in (scale, shift))
-        scaled = rounded(ops.multiply(x, rounded(scale, SCALE_RANGE)), SUMMAND_RANGE)
-        return ops.add(scaled, rounded(shift, SUMMAND_RANGE))
-
-    def scale_shift(self, gain: float) -> None:
-        """Multiply the shift."""
-        shift_alone = np.repeat([1.0, gain], self.kernel.shape[1] // 2)
-        self.kernel.assign(self.kernel * shift_alone)
+        scale = ops.reshape(scale, (-1, 1, 1, scale.shape[-1]))
+        return ops.multiply(x, rounded(scale, SCALE_RANGE))
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -530,7 +522,8 @@ class Step(keras.Model):
         """Let each of these layers of the head add to what it is given."""
         for layer, modulation in zip(convolutions, modulations, strict=True):
             more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
-            x = rounded(ops.relu6(ops.add(x, rounded(more, SUMMAND_RANGE))), ACTIVATION_RANGE)
+            more = rounded(more, SUMMAND_RANGE)
+            x = rounded(ops.relu6(ops.add(x, more)), ACTIVATION_RANGE)
         return x
 
     def correct(self, x: Any, rounded: Rounding) -> Any:
@@ -561,8 +554,6 @@ class Step(keras.Model):
         scaled = [self.head_mean.kernel, self.head_mean.bias, self.head_hidden.kernel]
         for weights in (*scaled, *(layer.bias for layer in (*self.head, *self.context))):
             weights.assign(weights * gain)
-        for modulation in (*self.modulations, *self.context_modulations):
-            modulation.scale_shift(gain)
         if self.whole_image is not None:
             kernel = self.whole_image.features.kernel
             kernel.assign(kernel / gain)
