@@ -125,8 +125,9 @@ def ribbons(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         width, strand = rng.uniform(0.5, 12), rng.uniform(0, 1)
         offsets = _across(width)
         if rng.random() < 0.5:
-            offsets = np.concatenate([side * max(0, width - strand) / 2 + _across(strand)
-                                      for side in (-1, 1)])
+            offsets = np.concatenate(
+                [side * max(0, width - strand) / 2 + _across(strand) for side in (-1, 1)]
+            )
         brightness = rng.uniform(0.4, 1) / len(offsets)
         for offset in offsets:
             density += brightness * grid.deposit(curve + offset * normal)

@@ -102,30 +102,36 @@ def played(model, mean):
     return runner(frame=mean, mean=mean, psf_sigma_px=BLIND, h=state, c=state)["image"][0, :, :, 0]
 
 
-def test_what_a_width_changes_has_fixed_ranges(step, frames):
-    """Mutations: scale or shift of the PSF's modulation left with what calibration saw of them,
-    which here are a tenth at most; a tensor that is reshaped to another range than it has."""
-    kept = [np.array(modulation.kernel) for modulation in step.modulations]
+def limits(tensor):
+    """Lowest and highest value that an int8 tensor holds."""
+    (scale,), (zero,) = tensor.quantization.scale, tensor.quantization.zeroPoint
+    return (-128 - zero) * scale, (127 - zero) * scale
+
+
+def test_what_a_width_changes_has_fixed_ranges(frames):
+    """Mutations: the scale of the PSF's modulation, or what it scales and makes, left with what
+    calibration saw of it, which here is far less; one kind of product alone, of that which the
+    activation follows and that which is added to another; one that ends where a summand does.
+
+    The ends may be half a step, 0.012, beside: 0 is one of the steps.
+    """
+    step = build_step(SETTINGS.model_copy(update={"head_layers": 1}))
     rng = np.random.default_rng(4)
     for modulation in step.modulations:
         modulation.kernel.assign(rng.uniform(-0.1, 0.1, modulation.kernel.shape))
     means = np.broadcast_to(frames.mean(0), frames.shape)
     model = narrowed(convert(step, trajectory(step, frames[:2], means[:2], 1.4)))
-    for modulation, kernel in zip(step.modulations, kept, strict=True):
-        modulation.kernel.assign(kernel)
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
     graph, names = parsed.subgraphs[0], operator_names(parsed)
-    steps = [tensor.quantization and tensor.quantization.scale for tensor in graph.tensors]
-    ends = {"FULLY_CONNECTED": [], "RESHAPE": []}
-    for op in graph.operators:
-        if (name := names[op.opcodeIndex]) in ends:
-            ends[name].append((steps[op.inputs[0]][0], steps[op.outputs[0]][0]))
-    scale, shift = ((high - low) / 255 for low, high in (SCALE_RANGE, SUMMAND_RANGE))
-    made = sorted(out for _, out in ends["FULLY_CONNECTED"][2:])  # after the two of the hats
-    assert made == pytest.approx(sorted([scale, shift] * len(step.modulations)))
-    assert ends["RESHAPE"]
-    for into, out in ends["RESHAPE"]:
-        assert into == out
+    products = [
+        [limits(graph.tensors[index]) for index in (*op.inputs, *op.outputs)]
+        for op in graph.operators
+        if names[op.opcodeIndex] == "MUL" and b"modulation" in graph.tensors[op.outputs[0]].name
+    ]
+    of_scale = [SUMMAND_RANGE, SCALE_RANGE]
+    expected = [[*of_scale, ACTIVATION_RANGE], [*of_scale, SUMMAND_RANGE]]
+    assert np.shape(products) == np.shape(expected)
+    np.testing.assert_allclose(products, expected, atol=0.012)
 
 
 def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):

@@ -251,12 +251,14 @@ def test_background_is_even_or_has_haze() -> None:
         {"video_crf": (20, 60)},
         {"families": ("filaments", "flowers")},
         {"families": ("filaments",)},
+        {"families": ("filaments", "tissue", "ribbons")},
         {"waveguide_cones_deg": ()},
     ],
     ids=str,
 )
 def test_settings_that_cannot_be_drawn_from_are_refused(wrong: dict[str, Any]) -> None:
-    """Catches a range that runs down, a logarithm of 0 and a misspelt name."""
+    """Catches a range that runs down, a logarithm of 0, a misspelt name, and one that is never
+    drawn: ribbons have a fraction of their own."""
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         ForwardModelSettings(**wrong)
 
@@ -269,6 +271,28 @@ def test_both_kinds_of_structure_are_drawn_over_each_other() -> None:
     assert thin in forward_model.THIN
     assert wide in forward_model.CONTINUOUS
     assert 0.2 <= density.max() <= 1.0 + 1e-6
+
+
+def test_a_part_of_the_stacks_are_ribbons() -> None:
+    """Mutations: the fraction is not asked, or something is drawn where there are none, so that the
+    stacks of a seed are others.
+
+    200 draws: a share of 0.5 scatters by 0.035, and the bound is five of that.
+    """
+    grid, rng = Grid(16, 16), np.random.default_rng(1)
+    for fraction, tolerance in ((1.0, 0), (0.5, 0.18), (0.0, 0)):
+        model = ForwardModelSettings(both_fraction=0.0, ribbons_fraction=fraction)
+        families = [draw_specimen(model, grid, rng)[0] for _ in range(200)]
+        share = families.count("ribbons") / 200
+        assert share == pytest.approx(fraction, abs=tolerance)
+
+    none = ForwardModelSettings(families=("filaments", "tissue"))
+    family, density = draw_specimen(none, grid, np.random.default_rng(1))
+    again = np.random.default_rng(1)
+    again.random(2)  # whether both, and which
+    again.choice(1)  # of a kind
+    again.random()  # whether beads
+    np.testing.assert_array_equal(density, FAMILIES[family](grid, again))
 
 
 def test_of_many_emitters_a_part_is_simulated_with_the_variance_of_all(

@@ -112,8 +112,8 @@ def test_the_whole_step_is_int8_but_for_its_boundary(tiny_files: tuple[bytes, by
     # factors, 4 of the gates (fluctuation, mean, products, state), 2 of the head and its 1 layer,
     # 2 of the correction, and in float the mean's interpolation
     assert counts["CONV_2D"] == 11
-    # how near the PSF's width is to the knots in two, and scale and shift of both sums of the head
-    assert counts["FULLY_CONNECTED"] == 2 + 2 * 2
+    # how near the PSF's width is to the knots in two, and the scale of the head's sum and layer
+    assert counts["FULLY_CONNECTED"] == 2 + 2
 
 
 def test_c_and_c_out_have_one_scale(tiny_files: tuple[bytes, bytes]) -> None:

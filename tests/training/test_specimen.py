@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
 
-from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, worm_like_chain
+from training import specimen
+from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, ribbons, worm_like_chain
 
 GRID = Grid(120, 96)
 
@@ -37,15 +38,62 @@ def test_thin_families_leave_most_of_the_field_dark_and_continuous_ones_have_are
     Dark: below 2 % of the maximum. Area: what a 3 x 3 mean leaves of the sum of squares; 1/9 for
     scattered pixels, near 1 for areas.
     """
-    for name, family in FAMILIES.items():
+    for name, family in (THIN | CONTINUOUS).items():
         draws = [family(GRID, np.random.default_rng(seed)) for seed in range(8)]
         kept = np.median([np.sum(uniform_filter(d, 3) ** 2) / np.sum(d**2) for d in draws])
         if name in THIN:
             assert np.median([np.mean(d < 0.02) for d in draws]) > 0.5, name
             assert kept < 0.75, name
         else:
-            assert name in CONTINUOUS
             assert kept > 0.75, name
+
+
+class Coin(np.random.Generator):
+    """Draws as its seed says, and falls as it is told."""
+
+    def __init__(self, seed: int, falls: float) -> None:
+        super().__init__(np.random.PCG64(seed))
+        self.falls = falls
+
+    def random(self, *_: object, **__: object) -> float:
+        return self.falls
+
+
+def across_one(
+    seed: int, falls: float, monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, float]:
+    """Where the chains of a single ribbon lie across it, px from the first, and all its light."""
+    chains: list[np.ndarray] = []
+
+    def deposit(grid: Grid, points: np.ndarray) -> np.ndarray:
+        chains.append(points)
+        return np.ones(grid, np.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grid, "deposit", deposit)
+        patch.setattr(specimen, "_unit_maximum", lambda density: density)
+        light = float(ribbons(Grid(40, 40), Coin(seed, falls)).mean())  # a field for one alone
+    apart = np.linalg.norm(np.array(chains) - chains[0], axis=2)  # (chains, points)
+    np.testing.assert_allclose(apart, apart[:, :1] * np.ones(apart.shape[1]), atol=1e-6)
+    return np.sort(apart[:, 0]), light
+
+
+def test_a_strip_and_a_pair_are_as_wide_and_as_bright(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutations: a pair whose middles are as far apart as a strip is wide; strands on one side or
+    one alone; a strip of chains too far apart, or with a gap; more light in more chains.
+
+    The outermost chains lie half a place within the edges, together half a pixel at most.
+    """
+    widths = []
+    for seed in range(60):
+        strip, strip_light = across_one(seed, 0.9, monkeypatch)
+        pair, pair_light = across_one(seed, 0.1, monkeypatch)
+        assert pair[-1] == pytest.approx(strip[-1], abs=0.5)
+        assert pair_light == pytest.approx(strip_light, rel=1e-5)
+        assert np.diff(strip, prepend=0).max() <= 0.5 + 1e-6
+        assert np.diff(pair, prepend=0).max() >= pair[-1] - 1 - 1e-6  # of either strand 0.5 px
+        widths.append(strip[-1])
+    assert min(widths) < 2 and 10 < max(widths) <= 12
 
 
 def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() -> None:
