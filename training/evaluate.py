@@ -219,9 +219,9 @@ def trained_methods(twin: Path | None = None, original: Path | None = None) -> M
     if twin is not None:
         methods[TWIN] = partial(twin_image, load_step(twin))
     if original is not None:
-        from training.original import load_method  # Keras, which nothing else here needs
+        from training.windows import load_method  # Keras, which nothing else here needs
 
-        methods[ORIGINAL] = load_method(original)
+        methods[ORIGINAL] = load_method(original, "original")
     return methods
 
 

@@ -1,24 +1,15 @@
 """The original's network: what ours is compared with, in time and, trained on our data, in quality.
 
-A Keras ConvLSTM2D of 16 filters over 30 frames, with two convolutions after it. It is fed frames
-that are normalized as ours are, of stacks from the same forward model, and trained with the same
-loss.
+A Keras ConvLSTM2D of 16 filters over 30 frames, with two convolutions after it
+(`training.windows` trains and loads it).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from keras import layers, ops
-
-from device.errors import UserError
-from training import settings as settings_file
-from training.example import normalized
 
 FILTERS = 16
 SIZE_PX = 128
@@ -58,53 +49,3 @@ def original(
     x = layers.Conv2D(FILTERS, 3, padding="same", activation="relu")(x)
     x = layers.UpSampling2D(2)(x)  # (B, 2H, 2W, 16)
     return keras.Model(stack, layers.Conv2D(1, 3, padding="same", dtype="float32")(x))
-
-
-class Windows(keras.Model):
-    """The original's network, to be trained on windows; takes and returns what `Unrolled` does.
-
-    Of the inputs it reads `frames`, (B, 30, H, W), and `gain`, (B, 1). Output (B, 1, 2H, 2W).
-    """
-
-    carried: tuple[keras.Variable, ...] = ()
-    """Nothing is carried from a window to the next."""
-
-    def __init__(self, step: keras.Model) -> None:
-        super().__init__(dtype="float32")
-        self.step = step
-
-    def call(self, inputs: dict[str, Any]) -> Any:
-        """Reconstruct the windows."""
-        image = self.step(inputs["frames"][..., None])[..., 0]  # (B, 2H, 2W)
-        return image[:, None] * inputs["gain"][:, :, None, None]
-
-
-def load_method(run: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Load a run of this architecture as a method: frames (T, H, W) to an image (2H, 2W), ADU.
-
-    Raises
-    ------
-    UserError
-        The folder is not that of such a run, or holds no weights yet.
-    """
-    try:
-        settings = settings_file.of_run(run)
-        if settings.architecture != "original":
-            raise UserError(f"{run} is no run of the original's architecture: name such a run.")
-        trained = original(SIZE_PX, SIZE_PX)
-        trained.load_weights(run / "best.weights.h5")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run} holds no best weights of it: train first.") from error
-
-    @cache
-    def network(height: int, width: int) -> keras.Model:
-        built = original(height, width)
-        built.set_weights(trained.get_weights())
-        return built
-
-    def image(frames: np.ndarray) -> np.ndarray:
-        prepared, _, scales = normalized(frames, False, settings.dataset.normalization)
-        made = network(*frames.shape[1:])(prepared[None, ..., None], training=False)
-        return scales[-1] * ops.convert_to_numpy(made)[0, ..., 0]
-
-    return image

@@ -288,7 +288,9 @@ def load_step(run: Path, weights: str = "best") -> tuple[Step, TrainingSettings]
     try:
         settings = settings_file.of_run(run)
         if settings.architecture != "step":
-            raise UserError(f"{run} is a run of the original's architecture: name one of ours.")
+            raise UserError(
+                f"{run} is a run of the architecture {settings.architecture}: name one of ours."
+            )
         step = build_step(settings.network, SIZE_PX, SIZE_PX)
         step.load_weights(run / f"{weights}.weights.h5")
     except (OSError, ValueError) as error:

@@ -29,14 +29,13 @@ from training import baselines
 from training import settings as settings_file
 from training.dataset import TrainingStream, validation_set
 from training.example import Example
-from training.limit import limit
 from training.loss import loss_with
 from training.metrics import psnr_db
 from training.network import Unrolled, build_step, take_over
-from training.original import Windows, original
 from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.tensorboard import TensorBoardLog
+from training.windows import BUILDERS, Windows
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ def computing_in(precision: str) -> Iterator[None]:
 def _built(settings: TrainingSettings) -> Network:
     data, shape = settings.dataset, (settings.dataset.size_px,) * 2
     if settings.architecture != "step":
-        build = {"original": original, "limit": limit}[settings.architecture]
+        build = BUILDERS[settings.architecture]
         return Windows(build(*shape, frames=data.chunk, batch=data.batch))
     return Unrolled(build_step(settings.network, *shape), data.batch, shape, data.read_at)
 

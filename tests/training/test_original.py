@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from device.errors import UserError
-from training import original, quantize, train
+from training import original, quantize, train, windows
 from training import settings as settings_file
 from training.dataset import validation_set
 from training.train import Run
@@ -86,7 +86,7 @@ def test_the_method_is_what_was_validated(run: Path) -> None:
     validated = train.Validation(settings).images(network)[0]
 
     frames = 700.0 * example.frames + 300.0  # in counts: the method normalizes them again
-    image = original.load_method(run)(frames)
+    image = windows.load_method(run, "original")(frames)
     scale = 700.0 * example.unit / example.scales[-1]
     np.testing.assert_allclose(image / scale, validated, atol=2e-3 * np.abs(validated).max())
 
@@ -94,22 +94,22 @@ def test_the_method_is_what_was_validated(run: Path) -> None:
 def test_any_number_of_frames_of_any_size(run: Path) -> None:
     """Catches a network that takes nothing but what it was trained on."""
     frames = np.random.default_rng(0).random((15, 12, 20)) + 100
-    assert original.load_method(run)(frames).shape == (24, 40)
+    assert windows.load_method(run, "original")(frames).shape == (24, 40)
 
 
 def test_runs_are_told_apart(run: Path, tiny_run: Path, tmp_path: Path) -> None:
     """Catches a traceback, and weights of one network that are put into another."""
     with pytest.raises(UserError, match="no run of the original's"):
-        original.load_method(tiny_run)
-    with pytest.raises(UserError, match="of the original's architecture: name one of ours"):
+        windows.load_method(tiny_run, "original")
+    with pytest.raises(UserError, match="of the architecture original: name one of ours"):
         quantize.load_step(run)
     with pytest.raises(UserError, match="train first"):
-        original.load_method(tmp_path)
+        windows.load_method(tmp_path, "original")
     for name, content in (("best.weights.h5", b"cut"), ("settings.json", b"{}}")):
         damaged = tmp_path / name
         shutil.copytree(run, damaged)
         (damaged / name).write_bytes(content)
-        with pytest.raises(UserError, match="no best weights of it"):
-            original.load_method(damaged)
+        with pytest.raises(UserError, match="no best weights of the original's"):
+            windows.load_method(damaged, "original")
     best = json.loads((run / "best.json").read_text())
     assert best["validation_db"] == best["validation_told_db"]  # it is told nothing
