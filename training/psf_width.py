@@ -132,7 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training psf_width``."""
     parser.add_argument("--settings", default="base", help="whose forward model (default: base)")
     parser.add_argument("--run", type=Path, default=Path("runs/psf_width"), help="folder to write")
-    parser.add_argument("--stacks", type=int, default=8000, help="to simulate (default: 8000)")
+    parser.add_argument("--stacks", type=int, default=12000, help="to simulate (default: 12000)")
     parser.add_argument("--size-px", type=int, default=96, help="of their frames (default: 96)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
 
