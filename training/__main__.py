@@ -20,6 +20,7 @@ COMMANDS = {
     "psf_width": "train what finds the PSF's width in the frames",
     "quantize": "turn a run's weights into a float32 and an int8 step",
     "evaluate": "score every method and every model form on the frozen test stacks",
+    "simulated": "score every method on simulated stacks, by default of the original's own kind",
     "resolution": "say from which distance on each method shows two lines apart, or one as two",
     "sweeps": "score against frames, photons, PSF width and fluctuation, one after the other",
     "gains": "map what the frames give beyond their mean, over the twin trained on the mean",
