@@ -147,18 +147,10 @@ def _set_head(graph: Graph, kinds: _Kinds) -> None:
             summands = _summands(graph, kinds, scaled.inputs[0])
             for tensor in (*summands, scaled.inputs[0], scaled.outputs[0]):
                 _set_range(graph, tensor, *SUMMAND_RANGE)
-            _set_reshaped(graph, kinds, scaled.inputs[1], *SCALE_RANGE)
+            _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
     for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D"), *kinds.of(graph, "MUL")):
         if op.builtinOptions.fusedActivationFunction == _RELU6:
             _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
-
-
-def _set_reshaped(graph: Graph, kinds: _Kinds, tensor: int, low: float, high: float) -> None:
-    """Set the range of a tensor, and of what it is reshaped from, which must have the same."""
-    _set_range(graph, tensor, low, high)
-    for reshape in kinds.of(graph, "RESHAPE"):
-        if reshape.outputs[0] == tensor:
-            _set_reshaped(graph, kinds, reshape.inputs[0], low, high)
 
 
 def _is_head(graph: Graph, kinds: _Kinds, scaled: Operator) -> bool:
