@@ -29,12 +29,12 @@ Runtimes round differently: tflite-runtime 2.14 was seen 0.16 dB from ai-edge-li
 that loses 0.6 dB.
 """
 
-FIDELITY_TOLERANCE_DB = 2.3
+FIDELITY_TOLERANCE_DB = 3.2
 """How far the PSNR against the float32 image may be from what it was at the release, either way.
 
-2.3 dB is two thirds more or two fifths less of the power of the int8 form's own error.
-tflite-runtime 2.14 on x86-64, which runs int8 without XNNPACK, was seen 1.9 dB nearer to float32
-than ai-edge-litert.
+3.2 dB is twice or half the power of the int8 form's own error. tflite-runtime 2.14, on Arm and on
+x86-64, was seen 2.7 dB less like float32 than ai-edge-litert on a smooth specimen, of which it lost
+no more than 0.01 dB.
 """
 
 
