@@ -367,7 +367,10 @@ def chosen_model(models: Sequence[Path]) -> Path:
     """
     floats = [path for path in models if not path.stem.endswith("int8")]
     if len(floats) != 1:
-        raise UserError(f"{len(floats)} float32 models are named; name one with --model.")
+        raise UserError(
+            f"{len(floats)} of {len(models)} files are float32 models; name one float32 .tflite "
+            "file with --model."
+        )
     return floats[0]
 
 

@@ -4,8 +4,8 @@ Our step sees a frame once, through one layer, and keeps what it makes of it in 
 pixel: that is what a Raspberry Pi can do. This network is made to find out what 30 frames give
 beyond their mean, whatever it costs. It looks at every frame through many layers, puts together
 what it finds in all of them, looks at every frame again with that in mind, and then draws the
-image. Which frame came when plays no part (Zaheer et al., Deep Sets, NeurIPS 2017): the frames of
-blinking emitters that are seldom on are independent, or nearly so.
+image. Which frame came when plays no part (Zaheer et al., Deep Sets, NeurIPS 2017): what the order
+tells where emitters stay on for some frames is given up.
 
 Trained on copies of the mean it is its own twin. All copies being alike, one does: the averages and
 the largest values over one frame are those over thirty of it.
@@ -32,7 +32,7 @@ def _conv(filters: int, name: str, size_px: int = 3) -> layers.Layer:
 
 
 def _residual(filters: int, apart: int, name: str) -> Callable[[Any], Any]:
-    """Two convolutions that add to what they are given; as it begins, nothing."""
+    """Two convolutions that add to what they are given; as it begins, hardly anything."""
     options: dict[str, Any] = {"padding": "same", "dilation_rate": apart}
     first = layers.Conv2D(filters, 3, activation="relu", name=f"{name}_first", **options)
     small = keras.initializers.VarianceScaling(0.01)  # a tenth of what is usual

@@ -32,8 +32,8 @@ The head looks far around with convolutions whose taps lie 4, 8 and 16 px apart 
 The width of the PSF is an input, 0 where it is not known. It scales the channels of the head (after
 Perez et al., AAAI 2018), by values that are learned at some widths and interpolated between. It
 does not shift them: what is added to whole fields is rounded in int8, always the same way.
-So do some numbers that the network finds itself, from the whole image at once (after Hu et al.,
-CVPR 2018): a PSF is the same all over a field, and so is the noise.
+Some numbers that the network finds itself, from the whole image at once (after Hu et al., CVPR
+2018), scale them, too: a PSF is the same all over a field, and so is the noise.
 
 Everything is in `keras.ops`, runs on any backend, and consists of operators that are delegated in
 int8 (see the op gate in `quantize.py`).

@@ -9,9 +9,11 @@ are others than those of training, validation and the frozen set.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ SIZE_PX = 64
 STACKS = 24  # per cell
 DENSITIES = ((0.5, 2.0), (2.0, 6.0), (6.0, 16.0))  # emitters per output px of label
 ON_FRACTIONS = ((0.02, 0.04), (0.04, 0.08))
-LIMIT, LIMIT_TWIN = "without limits", "without limits, twin"
+LIMIT, LIMIT_TWIN = "without our step's limits", "without our step's limits, twin"
 OURS, TWIN = "ours", "ours, twin"
 PAIRS = ((LIMIT, LIMIT_TWIN), (OURS, TWIN))
 
@@ -115,21 +117,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run ``python -m training sparse``."""
-    from training.windows import load_method  # Keras, which nothing else here needs
+    from training.train import Run  # Keras, which nothing else here needs
+    from training.windows import load_method
 
     if args.stacks < 2:
         raise UserError(f"--stacks is {args.stacks}; at least 2 are needed for a standard error.")
+    models = [args.model] if args.model else evaluate.default_models()
+    ours = load_step(gains.chosen_model(models))
     methods = {baselines.REFERENCE: baselines.methods()[baselines.REFERENCE]}
     methods[LIMIT_TWIN] = load_method(args.limit_twin, "limit")
     methods[LIMIT] = load_method(args.limit, "limit")
+    settings, of_twin = (settings_file.of_run(run) for run in (args.limit, args.limit_twin))
+    if settings.dataset.copies or not of_twin.dataset.copies:
+        raise UserError(
+            "The twin is the run on copies of the mean: name it with --limit-twin, and the run on "
+            "frames with --limit."
+        )
     if args.twin is not None:
-        twin = load_step(args.twin)
-        methods[TWIN] = lambda frames: evaluate.twin_image(twin, frames)
-    models = [args.model] if args.model else evaluate.default_models()
-    model = gains.chosen_model(models)
-    methods[OURS] = trials.model_method(load_step(model))
-    settings = settings_file.of_run(args.limit).forward_model
-    content = measure(settings, methods, args.stacks)
+        methods[TWIN] = partial(evaluate.twin_image, load_step(args.twin))
+    methods[OURS] = trials.model_method(ours)
+    runs = {
+        run.name: json.loads(Run(run).about.read_text()) for run in (args.limit, args.limit_twin)
+    }
+    about = {"models": {ours.name: ours.sha256}, "runs": runs}
+    content = about | measure(settings.forward_model, methods, args.stacks)
     args.out.mkdir(parents=True, exist_ok=True)
     save_json(args.out / "sparse.json", content)
     text = summary_table(content)
