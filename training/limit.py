@@ -22,8 +22,8 @@ from keras import layers, ops
 FILTERS = 48  # of what looks at the frames
 IMAGE_FILTERS = 96  # of what draws the image
 LOOK_BLOCKS = 3
-CONTEXT_APART = (1, 2, 4)
-IMAGE_APART = (1, 2, 4, 8, 4, 2, 1, 1)  # from one tap to the next, block by block
+CONTEXT_APART_PX = (1, 2, 4)
+IMAGE_APART_PX = (1, 2, 4, 8, 4, 2, 1, 1)  # from one tap to the next, block by block
 UPSAMPLING = 2
 
 
@@ -31,9 +31,9 @@ def _conv(filters: int, name: str, size_px: int = 3) -> layers.Layer:
     return layers.Conv2D(filters, size_px, padding="same", activation="relu", name=name)
 
 
-def _residual(filters: int, apart: int, name: str) -> Callable[[Any], Any]:
+def _residual(filters: int, apart_px: int, name: str) -> Callable[[Any], Any]:
     """Two convolutions that add to what they are given; as it begins, hardly anything."""
-    options: dict[str, Any] = {"padding": "same", "dilation_rate": apart}
+    options: dict[str, Any] = {"padding": "same", "dilation_rate": apart_px}
     first = layers.Conv2D(filters, 3, activation="relu", name=f"{name}_first", **options)
     small = keras.initializers.VarianceScaling(0.01)  # a tenth of what is usual
     second = layers.Conv2D(filters, 3, kernel_initializer=small, name=f"{name}_second", **options)
@@ -108,7 +108,9 @@ def limit(height: int, width: int, frames: int, batch: int | None = None) -> ker
 
     found = layers.concatenate([OverFrames(frames)(x), mean])
     context = _conv(FILTERS, "context")(found)  # (B, H, W, C)
-    blocks = [_residual(FILTERS, apart, f"context_{k}") for k, apart in enumerate(CONTEXT_APART)]
+    blocks = [
+        _residual(FILTERS, apart_px, f"context_{k}") for k, apart_px in enumerate(CONTEXT_APART_PX)
+    ]
     context = _chain(blocks, context)
 
     again = layers.Conv2D(FILTERS, 1, name="again")(ForEachFrame(frames)(context))
@@ -116,7 +118,9 @@ def limit(height: int, width: int, frames: int, batch: int | None = None) -> ker
     x = _chain([_residual(FILTERS, 1, f"again_{k}") for k in range(LOOK_BLOCKS)], x)
 
     x = _conv(IMAGE_FILTERS, "draw")(layers.concatenate([OverFrames(frames)(x), context, mean]))
-    blocks = [_residual(IMAGE_FILTERS, apart, f"draw_{k}") for k, apart in enumerate(IMAGE_APART)]
+    blocks = [
+        _residual(IMAGE_FILTERS, apart_px, f"draw_{k}") for k, apart_px in enumerate(IMAGE_APART_PX)
+    ]
     x = Enlarged()(_chain(blocks, x))  # (B, 2H, 2W, IMAGE_FILTERS / 4)
     fine = _chain([_residual(IMAGE_FILTERS // UPSAMPLING**2, 1, "fine")], x)
     options: dict[str, Any] = {"padding": "same", "dtype": "float32", "name": "change"}
