@@ -26,9 +26,9 @@ from device.normalize import measure
 from device.reconstructor import reconstruct_stream, reconstruct_window
 from device.stack import open_stack
 from training import baselines, frozen, metrics
-from training.baselines import DECONVOLUTION, REFERENCE
+from training.baselines import REFERENCE
 from training.frozen import FrozenStack, Recipe
-from training.pictures import Images, Panels, save_panel
+from training.pictures import Images, Panels, panel_methods, save_panel
 from training.reports import save_json, table
 
 log = logging.getLogger(__name__)
@@ -529,8 +529,8 @@ def report_measured(
     text = measured_table(scores)
     title = f"{path.name}, {len(frames)} frames, SHA-256 {sha256}.\n\n"
     write_text(folder / "measured.md", title + text)
-    shown = [REFERENCE, DECONVOLUTION, *(f"{name}, window" for name in steps)]
-    save_panel(folder / "panel-measured.png", {path.name: {n: methods[n](frames) for n in shown}})
+    shown = {name: methods[name](frames) for name in panel_methods(steps)}
+    save_panel(folder / "panel-measured.png", {path.name: shown})
     return title + text
 
 
@@ -543,13 +543,7 @@ def _frame_count(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training evaluate``."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help=".tflite file, may be repeated; default: both forms of the newest in models/",
-    )
+    add_model_argument(parser)
     parser.add_argument(
         "--stream-frames",
         type=_frame_count,
@@ -563,6 +557,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
     parser.add_argument(
         "--cache", type=Path, default=frozen.DEFAULT_CACHE, help="where frozen stacks are kept"
+    )
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare which models are measured; `default_models` where none is named."""
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help=".tflite file, may be repeated; default: both forms of the newest in models/",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +40,9 @@ def save_panel(path: Path, rows: Mapping[str, Images]) -> None:
     save_figure(path, figure)
 
 
-def panel_images(images: Images, steps: Mapping[str, Step]) -> Images:
-    """Choose what a picture shows: mean, deconvolution, and ours in window mode."""
-    ours = [f"{name}, window" for name in steps]
-    return {name: images[name] for name in (REFERENCE, DECONVOLUTION, *ours)}
+def panel_methods(steps: Iterable[str]) -> list[str]:
+    """Name what a picture shows: mean, deconvolution, and ours in window mode."""
+    return [REFERENCE, DECONVOLUTION, *(f"{name}, window" for name in steps)]
 
 
 class Panels:
@@ -60,8 +59,8 @@ class Panels:
         if recipe.family in self._families:
             return
         self._families.add(recipe.family)
-        shown = panel_images(images, self._steps) | {"truth": stack.target}
-        self._rows.setdefault(recipe.kind, {})[recipe.name] = shown
+        shown = {name: images[name] for name in panel_methods(self._steps)}
+        self._rows.setdefault(recipe.kind, {})[recipe.name] = shown | {"truth": stack.target}
 
     def save(self, folder: Path) -> None:
         """Write ``panel-KIND.png`` for each kind."""

@@ -22,7 +22,7 @@ from training import settings as settings_file
 from training.baselines import REFERENCE, Method
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
-from training.pictures import panel_images, save_panel
+from training.pictures import panel_methods, save_panel
 from training.reports import save_json, table
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def score_table(content: Content) -> str:
     rows = []
     for name, scores in content["psnr_db"].items():
         gains = np.array(scores) - reference
-        worst = int(gains.argmin())
+        worst = worst_of(content, name)
         where = f"{gains[worst]:+.2f} ({content['families'][worst]}, {worst})"
         below = f"{np.sum(gains < 0)} of {len(gains)}"
         rows.append([name, f"{np.mean(scores):.2f}", f"{gains.mean():+.2f}", where, below])
@@ -85,10 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--settings", default="original_drawn", help="name or TOML file (default: original_drawn)"
     )
-    parser.add_argument(
-        "--model", type=Path, action="append", metavar="FILE",
-        help=".tflite file, may be repeated; default: both forms of the newest in models/",
-    )  # fmt: skip
+    evaluate.add_model_argument(parser)
     evaluate.add_trained_arguments(parser)
     parser.add_argument("--stacks", type=int, default=STACKS, metavar="N", help="to simulate")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
@@ -109,11 +106,10 @@ def main(args: argparse.Namespace) -> int:
     save_json(args.out / "simulated.json", about | content)
     text = score_table(content)
     write_text(args.out / "simulated.md", text)
-    ours = [f"{name}, window" for name in steps]
-    if ours:
-        stack = stack_of(settings, number := worst_of(content, ours[0]))
-        images = {name: method(stack.frames) for name, method in methods.items()}
-        panel = {f"stack {number}": panel_images(images, steps) | {"truth": stack.truth}}
-        save_panel(args.out / "panel-simulated.png", panel)
+    shown = panel_methods(steps)
+    number = worst_of(content, f"{next(iter(steps))}, window")
+    stack = stack_of(settings, number)
+    images = {name: methods[name](stack.frames) for name in shown} | {"truth": stack.truth}
+    save_panel(args.out / "panel-simulated.png", {f"stack {number}": images})
     sys.stdout.write(text)
     return 0

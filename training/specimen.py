@@ -83,6 +83,13 @@ def worm_like_chain(
     return start + np.cumsum(step * np.stack([np.sin(angle), np.cos(angle)], axis=1), axis=0)
 
 
+def _normals(curve: np.ndarray) -> np.ndarray:
+    """Unit vectors across a curve, one at each of its points (y, x), (n, 2)."""
+    tangent = np.gradient(curve, axis=0)
+    normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
+    return normal / (np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9)
+
+
 def filaments(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Actin- and microtubule-like worm-like chains, some with uneven labelling along them."""
     density = np.zeros(grid, np.float32)
@@ -101,9 +108,7 @@ def filament_bundles(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     density = np.zeros(grid, np.float32)
     for start in grid.points(grid.draw_number((100, 600), rng), rng):
         curve = worm_like_chain(start, rng.uniform(60, 300), rng.uniform(200, 3000), rng)
-        tangent = np.gradient(curve, axis=0)
-        normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
+        normal = _normals(curve)
         distance, twist = rng.uniform(2, 10), rng.choice([0.0, 0.02])
         for strand in range(rng.integers(2, 4)):
             offset = (strand * distance) * np.cos(twist * np.arange(len(curve)))
@@ -119,9 +124,7 @@ def ribbons(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     density = np.zeros(grid, np.float32)
     for start in grid.points(grid.draw_number((80, 500), rng), rng):
         curve = worm_like_chain(start, rng.uniform(60, 300), rng.uniform(200, 5000), rng)
-        tangent = np.gradient(curve, axis=0)
-        normal = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
+        normal = _normals(curve)
         width, strand = rng.uniform(0.5, 12), rng.uniform(0, 1)
         offsets = _across(width)
         if rng.random() < 0.5:

@@ -205,13 +205,7 @@ def _counted(results: Iterable[Result], total: int) -> list[Result]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what all measurements of this kind take on the command line."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help=".tflite file, may be repeated; default: both forms of the newest in models/",
-    )
+    evaluate.add_model_argument(parser)
     add_output_arguments(parser)
 
 
