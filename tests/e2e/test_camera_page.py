@@ -333,7 +333,7 @@ def test_a_camera_that_falls_silent_is_said(page):
     wait_until(lambda: page.execute_script(title) is False, "no trouble")
     Picamera2.silent.set()
     wait_until(lambda: page.execute_script(title) == "Camera lost", "the words")
-    assert "no frame" in text(page, "#veil .detail")
+    wait_until(lambda: "no frame" in text(page, "#veil .detail"), "the camera's own sentence")
     screenshot(page, "camera-lost")
     Picamera2.silent.clear()
     wait_until(lambda: page.execute_script(title) is False, "frames again")
