@@ -165,12 +165,13 @@ quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 	$(BIN)/python -m training quantize
 
 .PHONY: evaluate
-evaluate: setup-dev ## score every method and model form: frozen stacks, resolution, sweeps, lattice, location, speed
+evaluate: setup-dev ## score every method and model form: frozen stacks, resolution, sweeps, lattice, location, expected errors, speed
 	$(BIN)/python -m training evaluate
 	$(BIN)/python -m training resolution
 	$(BIN)/python -m training sweeps
 	$(BIN)/python -m training lattice
 	$(BIN)/python -m training location
+	$(BIN)/python -m training calibration
 	$(BIN)/python -m training speed
 
 .PHONY: accuracy

@@ -181,6 +181,9 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=_frames, default=(None, None), metavar="A:B")
     parser.add_argument("--roi", type=_roi, metavar="Y,X,H,W", help="region in px")
     parser.add_argument("--model", type=Path, metavar="FILE", help="model file (.tflite)")
+    parser.add_argument(
+        "--error", action="store_true", help="add a channel: how far each pixel may be off"
+    )
     optics = parser.add_argument_group("optics, for models that ask for the PSF's width")
     optics.add_argument("--psf-sigma-px", type=_positive, metavar="S", help="sigma of the PSF")
     optics.add_argument("--na", type=_positive, metavar="NA", help="numerical aperture")
@@ -281,6 +284,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
         model=options.model,
         psf_sigma_px=_psf_sigma_px(options),
         pixel_size_um=options.pixel_nm and options.pixel_nm / 1000,
+        error=options.error,
     )
     # SIGTERM ends like Ctrl-C does: by an exception, so that nothing half-written stays.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -11,7 +11,7 @@ from device.images import JpegEncoder, live_message
 if TYPE_CHECKING:
     from device.pipeline import Pipeline, View
 
-ViewName = Literal["raw", "mean", "std", "reconstruction"]
+ViewName = Literal["raw", "mean", "std", "reconstruction", "error"]
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 Form = Literal["live", "jpeg"]
 

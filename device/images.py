@@ -27,6 +27,7 @@ UNITS = {
     "mean": "ADU",
     "std": "ADU",
     "reconstruction": "ADU above background",
+    "error": "ADU, one standard error of the reconstruction",
 }
 _PNG_SIGNATURE_AND_HEADER_BYTES = 8 + 25
 

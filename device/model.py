@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +21,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from device import psf_width
+from device import expected_error, psf_width
 from device.errors import UserError
+from device.expected_error import ErrorEstimator
 from device.normalize import NormalizationSettings
 from device.psf_width import PsfWidthEstimator
 
@@ -38,7 +40,7 @@ _RUNTIMES = {
     "ai-edge-litert": "ai_edge_litert.interpreter",
     "tflite-runtime": "tflite_runtime.interpreter",
 }
-_BESIDE_ONLY = frozenset({"files", "recurrences", "psf_width", "golden"})
+_BESIDE_ONLY = frozenset({"files", "recurrences", "psf_width", "expected_error", "golden"})
 """Fields that the manifest inside a file cannot have: they hold the file's own checksum, or what
 was made with it."""
 
@@ -149,6 +151,9 @@ class Manifest(_Strict):
     psf_width : ModelFile or None
         What finds the PSF's width in the frames, see `device.psf_width`; not in the embedded
         manifest.
+    expected_error : ModelFile or None
+        What says how far each pixel may be off, see `device.expected_error`; not in the embedded
+        manifest.
     golden : GoldenFile or None
         What a device checks its own accuracy with; not in the embedded manifest.
     signature : str
@@ -179,6 +184,7 @@ class Manifest(_Strict):
     files: dict[str, ModelFile] = {}
     recurrences: dict[str, ModelFile] = {}
     psf_width: ModelFile | None = None
+    expected_error: ModelFile | None = None
     golden: GoldenFile | None = None
     signature: str
     frames: int = Field(ge=2)
@@ -223,6 +229,8 @@ class Step:
         Of the part that makes no image, where the model has it.
     psf_width : PsfWidthEstimator, optional
         What finds the PSF's width where nobody tells it.
+    expected_error : ErrorEstimator, optional
+        What says how far each pixel may be off.
     """
 
     def __init__(
@@ -234,8 +242,10 @@ class Step:
         folder: Path = MODELS_DIR,
         recurrence: Any = None,
         psf_width: PsfWidthEstimator | None = None,
+        expected_error: ErrorEstimator | None = None,
     ) -> None:
         self.manifest = manifest
+        self.expected_error = expected_error
         self.psf_width = psf_width if manifest.takes_psf else None
         self.name = name
         self.sha256 = sha256
@@ -410,22 +420,35 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     if part is not None and (beside := path.with_name(part.file)).exists():
         content = _read_listed(beside, "model file", manifest.recurrences, manifest_path)
         recurrence = _interpreter(beside, content, *options)
-    estimator = _psf_width(path, manifest, manifest_path)
-    return Step(manifest, interpreter, path.stem, sha256, path.parent, recurrence, estimator)
+    finds_psf = _small_networks(
+        *(path, manifest.psf_width, manifest_path, psf_width.load),
+        without="a PSF whose width nobody gives stays unknown",
+    )
+    tells_error = _small_networks(
+        *(path, manifest.expected_error, manifest_path, expected_error.load),
+        without="how far an image may be off stays unknown",
+    )
+    of_file = interpreter, path.stem, sha256, path.parent
+    return Step(manifest, *of_file, recurrence, finds_psf, tells_error)
 
 
-def _psf_width(path: Path, manifest: Manifest, manifest_path: Path) -> PsfWidthEstimator | None:
-    """Read what finds the PSF's width, where it lies beside the model's file."""
-    if manifest.psf_width is None:
+def _small_networks(
+    path: Path,
+    entry: ModelFile | None,
+    manifest_path: Path,
+    load: Callable[[bytes], Any],
+    without: str,
+) -> Any:
+    """Read what a manifest's entry names, where it lies beside the model's file."""
+    if entry is None:
         return None
-    beside = path.with_name(manifest.psf_width.file)
+    beside = path.with_name(entry.file)
     if not beside.exists():
-        _log.warning("%s is not there: a PSF whose width nobody gives stays unknown", beside)
+        _log.warning("%s is not there: %s", beside, without)
         return None
-    entries = {"psf_width": manifest.psf_width}
-    content = _read_listed(beside, "PSF width estimator", entries, manifest_path)
+    content = _read_listed(beside, "file", {"": entry}, manifest_path)
     try:
-        return psf_width.load(content)
+        return load(content)
     except ValueError as error:
         raise ModelError(f"{beside} cannot be used: {error}; copy it again") from error
 

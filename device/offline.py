@@ -58,6 +58,8 @@ class Job:
         Width of the PSF in input px, for models that ask for it.
     pixel_size_um : float or None
         Side of an input pixel in um; None is what the stack tells.
+    error : bool
+        With a second channel: how far each pixel may be off, where the model says it.
     """
 
     source: Path
@@ -69,6 +71,10 @@ class Job:
     model: Path | None = None
     psf_sigma_px: float | None = None
     pixel_size_um: float | None = None
+    error: bool = False
+
+
+CHANNELS = ("reconstruction", "standard error")
 
 
 def reconstruct_file(job: Job) -> None:
@@ -92,6 +98,11 @@ def reconstruct_file(job: Job) -> None:
             raise JobError(f"{job.target}: is the input; expected another file; rename the output")
         selection = _Selection(stack, job)
         step = load_step(job.model)
+        if job.error and step.expected_error is None:
+            raise JobError(
+                f"{step.name} does not say how far it may be off: leave --error out, or take a "
+                "model that comes with its file of expected errors"
+            )
         _note_psf(step, job.psf_sigma_px)
         _write(job, step, selection)
 
@@ -105,6 +116,7 @@ def _write(job: Job, step: Step, selection: _Selection) -> None:
             job.target,
             _noting_scales(results, annotations),
             _output_shape(step, selection),
+            channels=CHANNELS if job.error else (),
             pixel_size_um=_output_pixel_size_um(job, step, selection),
             annotations=annotations,
         )
@@ -125,10 +137,10 @@ def _results(
 ) -> Iterator[Reconstruction]:
     if job.mode == "stream":
         frames = _counted(selection.read_all(), progress)
-        yield from reconstruct_stream(step, frames, job.psf_sigma_px)
+        yield from reconstruct_stream(step, frames, job.psf_sigma_px, job.error)
         return
     for window, new_frames in windows(selection.read, selection.ends, step.manifest.frames):
-        yield reconstruct_window(step, window, job.psf_sigma_px)
+        yield reconstruct_window(step, window, job.psf_sigma_px, job.error)
         progress(new_frames)
 
 
@@ -260,7 +272,7 @@ def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
 def _noting_scales(
     results: Iterable[Reconstruction], annotations: dict[str, Any]
 ) -> Iterator[np.ndarray]:
-    """Yield the images; keep each one's background and scale in the annotations."""
+    """Yield the images and their errors; note each one's background and scale."""
     backgrounds, scales, verdicts = [], [], []
     found: list[PsfEstimate | None] = []
     told: list[float | None] = []
@@ -271,6 +283,8 @@ def _noting_scales(
         found.append(result.psf_found)
         told.append(None if result.psf_sigma_px is None else round(result.psf_sigma_px, 3))
         yield result.image
+        if result.error is not None:
+            yield result.error
     annotations["background_adu"] = json.dumps(backgrounds)
     annotations["scale_adu"] = json.dumps(scales)
     if known := [each for each in found if each is not None]:

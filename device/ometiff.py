@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,7 @@ def write_ometiff(
     images: Iterable[np.ndarray],
     shape: tuple[int, int, int],
     *,
+    channels: Sequence[str] = (),
     pixel_size_um: float | None = None,
     annotations: Mapping[str, object] | None = None,
 ) -> None:
@@ -69,9 +70,11 @@ def write_ometiff(
     path : Path
         The file; overwritten, if it exists, only when the new one is whole.
     images : iterable of ndarray
-        Each (H, W); exactly as many as `shape` says.
+        Each (H, W); exactly as many as `shape` says, times the channels.
     shape : tuple of int
         Images, height, width: (T, H, W).
+    channels : sequence of str
+        Names of the channels of each image, which come one after the other; empty for one alone.
     pixel_size_um : float, optional
         Side of a pixel of these images in um.
     annotations : mapping, optional
@@ -93,11 +96,11 @@ def write_ometiff(
         ):
             tiff.write(
                 iter(pages),
-                shape=shape,
+                shape=(shape[0], len(channels), *shape[1:]) if channels else shape,
                 dtype=np.float32,
                 photometric="minisblack",
                 software=NAMESPACE,
-                metadata=_ome_metadata(pixel_size_um, pages.notes),
+                metadata=_ome_metadata(channels, pixel_size_um, pages.notes),
             )
     except OSError as error:
         if error is pages.error:
@@ -132,8 +135,12 @@ class _Pages:
         self.notes.update({name: str(value) for name, value in given if value is not None})
 
 
-def _ome_metadata(pixel_size_um: float | None, notes: dict[str, str]) -> dict[str, object]:
+def _ome_metadata(
+    channels: Sequence[str], pixel_size_um: float | None, notes: dict[str, str]
+) -> dict[str, object]:
     metadata: dict[str, object] = {"axes": "TYX", "MapAnnotation": notes}
+    if channels:
+        metadata |= {"axes": "TCYX", "Channel": {"Name": [*channels]}}
     if pixel_size_um is not None:
         for axis in "XY":
             metadata[f"PhysicalSize{axis}"] = pixel_size_um

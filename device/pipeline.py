@@ -44,10 +44,17 @@ from device.camera import (
 )
 from device.model import ModelError, Step
 from device.preparation import Preparation
-from device.reconstructor import MODES, Mode, Reconstruction, Reconstructor, told_psf
+from device.reconstructor import (
+    MODES,
+    Mode,
+    Reconstruction,
+    Reconstructor,
+    said_error,
+    told_psf,
+)
 from device.ring_buffer import RingBuffer, missed_between
 
-VIEWS = ("raw", "mean", "std", "reconstruction")
+VIEWS = ("raw", "mean", "std", "reconstruction", "error")
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +79,8 @@ class View:
     view : str
         One of `VIEWS`.
     array : ndarray
-        (H, W) uint16 or float32 in ADU; the reconstruction (2H, 2W), in ADU above background.
-        Nobody writes to it.
+        (H, W) uint16 or float32 in ADU; the reconstruction (2H, 2W), in ADU above background, and
+        so its error. Nobody writes to it.
     seq : int
         Grows with every published result.
     timestamp_ns : int
@@ -526,6 +533,8 @@ class Pipeline:
             raise ValueError(f"a view is one of {', '.join(VIEWS)}, not {view}")
         if view == "std":
             return self._latest_std()
+        if view == "error":
+            return self._latest_error()
         with self._changed:
             return self._views.get(view)
 
@@ -588,6 +597,7 @@ class Pipeline:
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
+            "tells_error": self._step.expected_error is not None,
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
             "span_ms": last.span_ms if last else 0.0,
@@ -619,6 +629,24 @@ class Pipeline:
             view = self._view("std", sums.std(), newest, sums.count, seq)
             with self._changed:
                 self._views["std"] = view
+            return view
+
+    def _latest_error(self) -> View | None:
+        """Compute how far the newest reconstruction may be off, but once: somebody looks at it."""
+        with self._looking:
+            with self._changed:
+                estimator, buffer, last = self._step.expected_error, self._buffer, self._last
+                of, shown = self._views.get("reconstruction"), self._views.get("error")
+                if estimator is None or of is None or last is None or buffer is None:
+                    return None
+                if (shown is not None and shown.seq == of.seq) or not len(buffer):
+                    return shown
+                mean, std = self._views["mean"].array, buffer.sums().std()
+            if std.shape != mean.shape:
+                return shown  # the frames have just changed
+            view = replace(of, view="error", array=said_error(estimator, last, mean, std))
+            with self._changed:
+                self._views["error"] = view
             return view
 
     def _unsubscribe(self, callback: Callable[[], object]) -> None:

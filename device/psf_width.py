@@ -15,14 +15,13 @@ fluctuates they say nothing.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
+
+from device.small_networks import SmallNetworks
 
 REACH_PX = 8  # pixels that are compared lie no further apart
 SQUARED_DISTANCES = (1, 2, 4, 5, 8, 9, 10, 13, 16, 18, 20, 25, 32, 36, 49, 64)
@@ -137,23 +136,12 @@ def _cross_spectrum(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.bincount(band, power.ravel(), BANDS) / np.maximum(1, counts)
 
 
-@dataclass(frozen=True)
-class PsfWidthEstimator:
-    """Some small networks of one hidden part of two layers, of the same size each.
+class PsfWidthEstimator(SmallNetworks):
+    """Some small networks of the same size.
 
-    Attributes
-    ----------
-    centre, spread : ndarray
-        Mean and standard deviation of the features in the training, (n,).
-    kernels, biases : tuple of ndarray
-        Of three layers, (networks, inputs, outputs) and (networks, outputs). The last makes the
-        logarithms of the width in px and of its relative standard error.
+    Their kernels are (networks, inputs, outputs); the last layer makes the logarithms of the width
+    in px and of its relative standard error.
     """
-
-    centre: np.ndarray
-    spread: np.ndarray
-    kernels: tuple[np.ndarray, ...]
-    biases: tuple[np.ndarray, ...]
 
     def estimate(self, frames: np.ndarray) -> PsfEstimate | None:
         """Find the width in frames, (T, H, W), normalized; None where nothing fluctuates."""
@@ -171,15 +159,6 @@ class PsfWidthEstimator:
         variance = np.mean(np.exp(2 * log_error)) + np.var(log_sigma)
         return PsfEstimate(float(np.exp(log_sigma.mean())), float(np.sqrt(variance)))
 
-    def save(self) -> bytes:
-        """Write it as the content of an npz file."""
-        arrays: dict[str, Any] = {"centre": self.centre, "spread": self.spread}
-        arrays |= {f"kernel_{k}": kernel for k, kernel in enumerate(self.kernels)}
-        arrays |= {f"bias_{k}": bias for k, bias in enumerate(self.biases)}
-        content = io.BytesIO()
-        np.savez(content, **arrays)
-        return content.getvalue()
-
 
 def load(content: bytes) -> PsfWidthEstimator:
     """Read what `PsfWidthEstimator.save` wrote.
@@ -189,16 +168,10 @@ def load(content: bytes) -> PsfWidthEstimator:
     ValueError
         It is something else, or damaged.
     """
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            kernels, biases = (
-                tuple(file[f"{name}_{k}"] for k in range(3)) for name in ("kernel", "bias")
-            )
-            estimator = PsfWidthEstimator(file["centre"], file["spread"], kernels, biases)
-        estimator.of_features(np.zeros(FEATURES, np.float32))
-    except (KeyError, OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"it holds no PSF width estimator ({error})") from error
-    return estimator
+    nothing = np.zeros(FEATURES, np.float32)
+    return PsfWidthEstimator.load(
+        content, "PSF width estimator", lambda each: each.of_features(nothing)
+    )
 
 
 class PsfWatch:

@@ -266,6 +266,8 @@ def _snapshot_tif(pipeline: _Pipeline, view: _View = "reconstruction") -> Respon
 
 def _newest(pipeline: Pipeline, name: ViewName) -> View:
     view = pipeline.latest(name)
+    if view is None and name == "error" and not pipeline.state()["tells_error"]:
+        raise HTTPException(404, "This model does not say how far its images may be off.")
     if view is None:
         reason = f"There is no image of '{name}' yet; ask again when frames have come."
         raise HTTPException(503, reason, headers={"Retry-After": "1"})

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
+from device import expected_error
+from device.model import load_step
 from device.normalize import NormalizationSettings, Scaling, measure
 from device.psf_width import features
+from device.reconstructor import Reconstruction, reconstruct_window
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.optics import UPSAMPLING
 
@@ -217,3 +222,48 @@ def psf_example(
     stack = simulate(model, WINDOW, (size_px, size_px), np.random.default_rng(seed))
     found = features(normalized(stack.frames, False, normalization)[0])
     return None if found is None else (found, stack.psf_sigma_px)
+
+
+def judged_pixels(
+    frames: np.ndarray, truth: np.ndarray, result: Reconstruction, pixels: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take some pixels of a reconstruction: what tells of their error, and the error.
+
+    Parameters
+    ----------
+    frames : ndarray
+        That it was made from, (T, H, W), ADU.
+    truth : ndarray
+        (2H, 2W), ADU above background.
+    result : Reconstruction
+        Of these frames, of which not all pixels are equal.
+    pixels, seed : int
+        How many, and which.
+
+    Returns
+    -------
+    features, errors : ndarray
+        `device.expected_error.features`, (n, FEATURES), and image less truth, (n,), normalized.
+    """
+    unit = np.float32(result.scaling.scale)
+    image, mean = result.image / unit, result.scaling.normalize(frames.mean(axis=0))
+    found = expected_error.features(image, mean, frames.std(axis=0) / unit, result.psf_sigma_px)
+    taken = np.random.default_rng(seed).choice(image.size, pixels, replace=False)
+    return found.reshape(image.size, -1)[taken], (image - truth / unit).ravel()[taken]
+
+
+def error_example(
+    settings: ForwardModelSettings, model: Path, size_px: int, pixels: int, seed: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Simulate a window and reconstruct it as a device does: see `judged_pixels`.
+
+    None where the field is even.
+    """
+    stack = simulate(settings, WINDOW, (size_px, size_px), np.random.default_rng(seed))
+    result = reconstruct_window(_loaded(model), stack.frames)
+    if result.scaling.scale == 0:
+        return None
+    return judged_pixels(stack.frames, stack.truth, result, pixels, seed[-1])
+
+
+_loaded = cache(load_step)

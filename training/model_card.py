@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training import lattice, location, resolution, speed, sweeps
+from training import calibration, lattice, location, resolution, speed, sweeps
 from training.accuracy import stream_tables
 from training.evaluate import ORIGINAL, REFERENCE, TWIN, Row, markdown
 
@@ -228,7 +228,7 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str:
 
 
 def _further(evaluation: Mapping[str, Any], stem: str) -> str:
-    """Sections on resolution, sweeps, lattice, location and speed; of what was measured."""
+    """Sections on resolution, sweeps, lattice, location, errors and speed, where measured."""
     pictures = {name: f"{stem}.{name}.png" for name in PICTURES}
     parts = []
     if "resolution" in evaluation:
@@ -239,6 +239,8 @@ def _further(evaluation: Mapping[str, Any], stem: str) -> str:
         parts.append(lattice.section(evaluation["lattice"]))
     if "location" in evaluation:
         parts.append(location.section(evaluation["location"]))
+    if "calibration" in evaluation:
+        parts.append(calibration.section(evaluation["calibration"]))
     if "speed" in evaluation:
         parts.append(speed.section(evaluation["speed"]))
     return "".join(parts)

@@ -19,14 +19,14 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.model import EMBEDDED_NAME, MODELS_DIR
+from device.model import EMBEDDED_NAME, MODELS_DIR, load_step
 from training import (
     accuracy,
+    calibration,
     evaluate,
     lattice,
     location,
     model_card,
-    psf_width,
     resolution,
     speed,
     sweeps,
@@ -42,6 +42,8 @@ from training.recurrence import recurrence
 log = logging.getLogger(__name__)
 
 FORMS = ("int8", "float32")
+SMALL_NETWORKS = ("psf_width", "expected_error")
+"""Commands that train what comes beside the pair, and their options here."""
 VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -156,24 +158,33 @@ def add_recurrences(manifest_path: Path) -> None:
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def add_psf_width(manifest_path: Path, run: Path) -> None:
-    """Copy what finds the PSF's width beside the pair, and name it in the manifest.
+def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
+    """Copy what a command trained beside the pair, and name it in the manifest.
+
+    Parameters
+    ----------
+    manifest_path : Path
+        Of the pair.
+    run : Path
+        The command's folder.
+    command : str
+        ``psf_width`` or ``expected_error``: the name of its files, too.
 
     Raises
     ------
     UserError
-        The folder is not one that `training.psf_width` wrote.
+        The folder is not one that the command wrote.
     """
-    path = manifest_path.with_suffix(".psf_width.npz")
+    path = manifest_path.with_suffix(f".{command}.npz")
     try:
-        shutil.copyfile(run / psf_width.ESTIMATOR, path)
-        shutil.copyfile(run / psf_width.ABOUT, manifest_path.with_suffix(".psf_width.json"))
+        shutil.copyfile(run / f"{command}.npz", path)
+        shutil.copyfile(run / f"{command}.json", path.with_suffix(".json"))
     except OSError as error:
         raise UserError(
-            f"{run} holds no {psf_width.ESTIMATOR}: make it with `python -m training psf_width`."
+            f"{run} holds no {command}.npz: make it with `python -m training {command}`."
         ) from error
     content = json.loads(manifest_path.read_text())
-    content["psf_width"] = file_entry(path)
+    content[command] = file_entry(path)
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -240,7 +251,9 @@ def evaluate_pair(
 
 
 def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> dict[str, Any]:
-    """Measure resolution, sweeps, lattice, location and speed; their reports go into a folder too.
+    """Measure resolution, sweeps, lattice, location, speed and the expected error, if it is said.
+
+    Their reports go into a folder, too.
 
     Returns
     -------
@@ -255,7 +268,11 @@ def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> d
         "location": location.measure(models, location.EMITTERS, workers),
         "speed": speed.measure(files["int8"]),
     }
-    for module in (resolution, sweeps, lattice, location, speed):
+    modules = [resolution, sweeps, lattice, location, speed]
+    if load_step(files["int8"]).expected_error is not None:
+        found["calibration"] = calibration.measure(files["int8"])
+        modules.append(calibration)
+    for module in modules:
         module.report(found[module.__name__.rpartition(".")[2]], folder)
     return found
 
@@ -316,6 +333,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of `python -m training psf_width`; without it the model is blind where it is "
         "not told the PSF's width",
     )  # fmt: skip
+    parser.add_argument(
+        "--expected-error", type=Path, metavar="RUN",
+        help="folder of `python -m training expected_error`; without it nobody is told how far an "
+        "image may be off",
+    )  # fmt: skip
     parser.add_argument("--measured", type=Path, help="a measured stack to judge the model on too")
     evaluate.add_trained_arguments(parser)
     parser.add_argument("--evaluation", type=Path, default=Path("out/evaluation"), metavar="DIR")
@@ -338,8 +360,9 @@ def main(arguments: argparse.Namespace) -> int:
         staging = Path(folder)
         path = write_pair(arguments.run, arguments.version, staging)
         add_recurrences(path)
-        if arguments.psf_width is not None:
-            add_psf_width(path, arguments.psf_width)
+        for command in SMALL_NETWORKS:
+            if (run := getattr(arguments, command)) is not None:
+                add_small_networks(path, run, command)
         add_golden(path)
         if not arguments.no_evaluation:
             evaluate_pair(

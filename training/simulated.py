@@ -24,6 +24,7 @@ from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
 from training.pictures import panel_methods, save_panel
 from training.reports import save_json, table
+from training.revision import git_revision
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ def main(args: argparse.Namespace) -> int:
     methods = evaluate.measured_methods(steps, trained)
     content = measure(settings, methods, args.stacks)
     args.out.mkdir(parents=True, exist_ok=True)
-    about = {"settings": args.settings, "models": {n: step.sha256 for n, step in steps.items()}}
+    about: Content = {"settings": args.settings, "git_revision": git_revision()}
+    about |= {"models": {name: step.sha256 for name, step in steps.items()}}
     save_json(args.out / "simulated.json", about | content)
     text = score_table(content)
     write_text(args.out / "simulated.md", text)

@@ -28,6 +28,7 @@ from training import settings as settings_file
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
 from training.reports import save_json, table
+from training.revision import git_revision
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ def main(args: argparse.Namespace) -> int:
     runs = {
         run.name: json.loads(Run(run).about.read_text()) for run in (args.limit, args.limit_twin)
     }
-    about = {"models": {ours.name: ours.sha256}, "runs": runs}
+    about = {"git_revision": git_revision(), "models": {ours.name: ours.sha256}, "runs": runs}
     content = about | measure(settings.forward_model, methods, args.stacks)
     args.out.mkdir(parents=True, exist_ok=True)
     save_json(args.out / "sparse.json", content)

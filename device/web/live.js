@@ -11,6 +11,7 @@ import { LOST_S, SLOW_S, isCameraLost, troubleOf, writeStatus, writeTrouble } fr
 const STATE_EVERY_MS = 500;
 const CONTROLS_EVERY_MS = 1000;
 const RATE_OVER_MS = 3000;
+const LAYOUTS = { all: ["raw", "mean", "reconstruction"], compare: ["mean", "reconstruction"], error: ["reconstruction", "error"] };
 const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction)
 
 const stage = document.getElementById("stage");
@@ -96,6 +97,7 @@ function show(news) {
   if (news.reconstructions !== state?.reconstructions || isCameraLost(news)) resultTime_ms = stateTime_ms;
   state = news;
   writeStatus(state, screenRate());
+  element("error-choice").hidden = !state.tells_error;
   for (const panel of panels.values()) panel.writeLevels();
   const mode = document.querySelector(`[name=mode][value=${state.mode}]`);
   if (!changingMode) mode.checked = true;
@@ -150,7 +152,7 @@ function setLayout(layout, chosen) {
   }
   document.querySelector(".divider").hidden = layout !== "compare";
   for (const radio of document.getElementsByName("layout")) radio.checked = radio.value === layout;
-  wanted = { all: [...panels.keys()], compare: ["mean", "reconstruction"], one: [chosen] }[layout];
+  wanted = { ...LAYOUTS, one: [chosen] }[layout];
   socket.subscribe(wanted);
 }
 
@@ -177,6 +179,7 @@ const isLocked = () => document.querySelector("[name=contrast]:checked").value =
 const KEYS = {
   1: () => setLayout("all"),
   2: () => setLayout("compare"),
+  3: () => state?.tells_error && setLayout("error"),
   Escape: () => setLayout("all"),
   l: () => setContrast(isLocked() ? "auto" : "locked"),
   r: reset,

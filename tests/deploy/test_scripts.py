@@ -91,7 +91,7 @@ def test_a_release_holds_what_the_device_needs_and_nothing_else(tmp_path):
     listed = (REPOSITORY / "models" / "SHA256SUMS").read_text().split()[1::2]
     missing = [name for name in listed if f"models/{name}" not in there]
     # Weights and settings to train on with; how the rest was made; the card's figures and pictures.
-    records = (".settings.json", ".psf_width.json", ".evaluation.json")
+    records = (".settings.json", ".psf_width.json", ".expected_error.json", ".evaluation.json")
     not_for_the_device = (".h5", *records, ".png")
     assert [name for name in missing if not name.endswith(not_for_the_device)] == []
     assert {path.split("/")[0] for path in there if "dist-info" not in path} == {

@@ -174,6 +174,21 @@ def test_the_grid(reconstruct, tmp_path, place):
     np.testing.assert_allclose((np.array(found) + 0.5) / 2 - 0.5, place, atol=0.05)
 
 
+@pytest.mark.parametrize(("options", "images"), [((), 1), (("--every", 12), 3)])
+def test_the_error_is_a_second_channel(tmp_path, out, options, images):
+    """Mutations: the channels exchanged; an option that does nothing; counts of another unit."""
+    rng = np.random.default_rng(3)
+    data = rng.poisson(gradient() + 200 * (rng.random((H, W)) > 0.97)).astype(np.uint16)
+    source = str(write(tmp_path / "a.tif", data))
+    assert main(["reconstruct", source, str(out), *map(str, options)]) == 0
+    alone = tifffile.imread(out)
+    assert main(["reconstruct", source, str(out), "--error", *map(str, options)]) == 0
+    both = tifffile.imread(out).reshape(images, 2, 2 * H, 2 * W)
+    np.testing.assert_array_equal(both[:, 0], alone.reshape(images, 2 * H, 2 * W))
+    assert (both[:, 1] > 0).all()
+    assert 0.1 < np.median(both[:, 1]) < 0.5 * both[:, 0].max()
+
+
 def test_a_constant_stack_is_a_constant_image(reconstruct, tmp_path, caplog):
     """Mutation: 0 / 0."""
     data = np.full((6, 20, 20), 300, np.uint16)

@@ -207,6 +207,7 @@ class Missing:
 class NoStep:
     name, sha256 = "none", ""
     psf_width = None
+    expected_error = None
 
     class manifest:  # noqa: N801
         frames = 30

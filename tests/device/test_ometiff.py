@@ -36,6 +36,20 @@ def test_what_is_written_is_read(tmp_path, count):
     np.testing.assert_array_equal(read.reshape(count, 20, 23), np.stack(list(images(count))))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_channels_come_one_after_the_other_and_have_names(tmp_path, count):
+    """Mutations: channels as times; names that are lost, or exchanged."""
+    path = tmp_path / "a.tif"
+    pages, names = list(images(2 * count)), ("image", "error")
+    write_ometiff(path, iter(pages), (count, 20, 23), channels=names, pixel_size_um=0.04)
+    with tifffile.TiffFile(path) as file:
+        assert file.series[0].axes == ("TCYX" if count > 1 else "CYX")
+        read, described = file.asarray(), tifffile.xml2dict(file.ome_metadata)
+    np.testing.assert_array_equal(read.reshape(2 * count, 20, 23), np.stack(pages))
+    pixels = described["OME"]["Image"]["Pixels"]
+    assert [channel["Name"] for channel in pixels["Channel"]] == ["image", "error"]
+
+
 def test_pixel_size_is_in_micrometres(tmp_path):
     """Mutation: nm, or X only."""
     write_ometiff(tmp_path / "a.tif", images(2), (2, 20, 23), pixel_size_um=0.04)

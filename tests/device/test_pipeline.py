@@ -64,6 +64,7 @@ class CountingStep:
 
     name, sha256 = "counting", "ab" * 32
     psf_width = None
+    expected_error = None
 
     def __init__(self, frames: int = 6, told: bool = False, has_recurrence: bool = False) -> None:
         self.has_recurrence = has_recurrence
@@ -173,7 +174,7 @@ STATE_FIELDS = {
     *("frames_missed", "frames_waiting", "reconstructions", "fps_camera", "fps_reconstruction"),
     *("latency_ms", "buffer", "model", "uptime_s", "error", "ended", "camera", "gaps", "warming"),
     *("nothing_to_see", "last_frame_age_s", "frame_interval_s", "preparation", "span_ms"),
-    *("psf_sigma_px", "psf_found"),
+    *("psf_sigma_px", "psf_found", "tells_error"),
 }
 
 
@@ -973,6 +974,56 @@ def test_the_deviation_is_computed_once_and_only_for_who_looks(rig, monkeypatch)
     camera.put(2, start_index=2)
     _processed(pipeline, 3)
     assert pipeline.latest("std").index == 2
+
+
+class Judging:
+    """Says that every pixel may be off by a tenth of what it is, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[tuple] = []
+
+    def estimate(self, *given):
+        self.shown.append(given)
+        return given[0] / 10
+
+
+def test_the_error_is_that_of_the_newest_reconstruction_and_computed_once(rig):
+    """Mutations: computed for every frame or every look; normalized where ADU are promised; of
+    another moment than the image beside it."""
+    camera, step = ScriptedCamera(), CountingStep()
+    step.expected_error = Judging()
+    pipeline = rig(camera=camera, step=step, capacity=4)
+    assert pipeline.latest("error") is None
+    pipeline.start()
+    assert pipeline.state()["tells_error"]
+    camera.put(*range(6))
+    _processed(pipeline, 6)
+    assert not step.expected_error.shown
+    error, image = pipeline.latest("error"), pipeline.latest("reconstruction")
+    assert pipeline.latest("error") is error
+    np.testing.assert_allclose(error.array, image.array / 10, rtol=1e-6)
+    assert (error.seq, error.timestamp_ns, error.index) == (image.seq, image.timestamp_ns, 5)
+    assert (error.view, error.facts) == ("error", image.facts)
+    ((_, mean, std, told),) = step.expected_error.shown
+    held = pipeline._buffer.frames().astype(float)
+    scale, background = error.facts["scale"], error.facts["background"]
+    np.testing.assert_allclose(mean, (held.mean(0) - background) / scale, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(std, held.std(0) / scale, rtol=1e-4, atol=1e-5)
+    assert told is None
+    camera.put(6, start_index=6)
+    _processed(pipeline, 7)
+    assert pipeline.latest("error").index == 6
+
+
+def test_nobody_knows_the_error_of_a_model_that_does_not_tell_it(rig):
+    """Mutation: the newest image of another view in its place."""
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera)
+    pipeline.start()
+    camera.put(0, 1)
+    _processed(pipeline, 2)
+    assert pipeline.latest("error") is None
+    assert not pipeline.state()["tells_error"]
 
 
 def test_the_deviation_is_computed_outside_the_lock(rig, monkeypatch):

@@ -26,6 +26,7 @@ class AddingStep:
 
     name, sha256 = "adding", "0" * 64
     psf_width = None
+    expected_error = None
 
     def __init__(self, frames: int = 5, multiple: int = 2, extra: tuple[str, ...] = ()) -> None:
         frame = {"shape": (1, 32, 32, 1)}
@@ -342,6 +343,33 @@ def test_nothing_is_looked_for_where_there_is_nothing_to_see():
     """Mutation: the width of a PSF is read out of noise."""
     noise = np.random.default_rng(0).poisson(100, (5, 64, 64)).astype(np.uint16)
     assert reconstruct_window(_finding(1.5), noise).psf_found is None
+
+
+class Judging:
+    """Says that each pixel may be off by what it was shown: `std`, enlarged, and nothing else."""
+
+    def estimate(self, image, mean, std, psf_sigma_px):
+        assert psf_sigma_px is None
+        assert 1 < mean.max() < 5  # normalized, not ADU
+        return _doubled(std)
+
+
+@pytest.mark.parametrize("mode", ["window", "stream"])
+def test_an_image_comes_with_its_error_where_that_is_asked_for(mode):
+    """Mutations: computed where nobody asks; of other frames; normalized; padding left on."""
+    stack, step = _stack(count=5), AddingStep(frames=5)
+    step.expected_error = Judging()
+    run = (
+        reconstruct_window if mode == "window" else lambda *given: [*reconstruct_stream(*given)][-1]
+    )
+    assert run(step, stack).error is None
+    result = run(step, stack, None, True)
+    np.testing.assert_allclose(result.error, _doubled(stack.std(axis=0)), rtol=1e-4)
+    step.expected_error = None
+    assert run(step, stack, None, True).error is None
+    step.expected_error = Judging()
+    flat = np.full((5, 17, 22), 7, np.uint16)
+    np.testing.assert_array_equal(run(step, flat, None, True).error, 0)
 
 
 def test_a_constant_stack_gives_a_constant_and_the_verdict():

@@ -84,6 +84,7 @@ class EnlargingStep:
     name = "enlarging"
     sha256 = "ab" * 32
     psf_width = None
+    expected_error = None
     manifest = Manifest(
         format=1,
         name="learn2sofi",
@@ -259,6 +260,15 @@ def test_tiff_is_float32_and_knows_its_origin(scope, client, view):
     assert about["frames"] == (1 if view == "raw" else 4)
     assert about["model"] == {"name": "enlarging", "sha256": "ab" * 32}
     assert about["mode"] == "stream"
+
+
+def test_the_error_of_a_model_that_does_not_tell_it_is_refused(scope, client):
+    """Mutation: asked to come again for an image that will never be there."""
+    scope.frames(4)
+    answer = client.get("/snapshot.tif?view=error")
+    assert answer.status_code == 404
+    assert "does not say how far" in answer.text
+    assert client.get("/api/state").json()["tells_error"] is False
 
 
 def test_tiff_of_a_reconstruction_tells_how_it_was_made(scope, client):

@@ -199,6 +199,26 @@ def test_compare_and_enlarge_show_what_they_should(page):
     assert errors(page) == []
 
 
+def test_the_error_stands_beside_the_reconstruction(page):
+    """Catches: a choice that shows nothing, an error of another moment than the image, counts that
+    are not below it."""
+    shown = "return [...document.querySelectorAll('.picture')].filter(p => p.offsetWidth).length"
+    wait_until(lambda: page.find_element("id", "error-choice").is_displayed(), "the choice")
+    page.execute_script("document.dispatchEvent(new KeyboardEvent('keydown', {key: '3'}))")
+    wait_until(lambda: seq(page, "error") > 0, "an error")
+    assert page.execute_script(shown) == 2
+    high = "return Number(document.querySelector(`[data-view=${arguments[0]}] .high`).textContent)"
+    wait_until(lambda: page.execute_script(high, "error") > 0, "its counts")
+    assert page.execute_script(high, "error") < page.execute_script(high, "reconstruction")
+    before = seq(page, "error")
+    wait_until(lambda: seq(page, "error") > before + 10, "the error goes on")
+    assert abs(seq(page, "error") - seq(page, "reconstruction")) <= 1
+    screenshot(page, "error")
+    page.execute_script("document.dispatchEvent(new KeyboardEvent('keydown', {key: '1'}))")
+    assert page.execute_script(shown) == 3
+    assert errors(page) == []
+
+
 def test_mode_and_reset_reach_the_daemon(daemon, page):
     """Catches: controls that only look pressed."""
     click(page, "[name=mode][value=window]")

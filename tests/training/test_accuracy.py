@@ -27,6 +27,7 @@ class LeakyStep(Step):
     """Its image is a running average of the frames with a memory that is known, or the mean."""
 
     psf_width = None
+    expected_error = None
 
     def __init__(self, memory: float = MEMORY) -> None:
         frame = {"shape": (1, 64, 64, 1)}

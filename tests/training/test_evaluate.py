@@ -28,6 +28,7 @@ class SummingStep:
 
     sha256 = "0" * 64
     psf_width = None
+    expected_error = None
 
     def __init__(self, name: str = "summing", takes_psf: bool = False) -> None:
         self.name = name

@@ -20,6 +20,7 @@ class Recorder:
     """Stands in for the device's step and keeps what it is fed."""
 
     psf_width = None
+    expected_error = None
 
     def __init__(self) -> None:
         normalization = SimpleNamespace(settings=NormalizationSettings)

@@ -12,6 +12,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from device import expected_error
+from device.expected_error import ErrorEstimator
 from device.model import embedded_manifest, load_step
 from device.psf_width import FEATURES, PsfWidthEstimator
 from device.reconstructor import constant_inputs
@@ -62,6 +64,30 @@ def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_
     assert step.psf_width.estimate(frames).sigma_px == 1.0
     beside = folder / "learn2sofi-0.1.0.psf_width.json"
     assert json.loads(beside.read_text()) == {"stacks": 5}
+    assert main([*words, str(tmp_path)]) == 2
+
+
+def test_what_says_the_error_goes_with_the_model(quantized_run: Path, tmp_path: Path) -> None:
+    """Mutations: under the other's name in the manifest; a folder that holds none."""
+    run, folder = tmp_path / "expected_error", tmp_path / "models"
+    run.mkdir()
+    nothing = np.zeros(expected_error.FEATURES, np.float32)
+    shapes = ((expected_error.FEATURES, 3), (3, 3), (3, 1))
+    kernels = tuple(np.zeros(shape, np.float32) for shape in shapes)
+    biases = tuple(np.full(n, np.log(0.1), np.float32) for n in (3, 3, 1))
+    estimator = ErrorEstimator(nothing, nothing + 1, kernels, biases)
+    (run / "expected_error.npz").write_bytes(estimator.save())
+    (run / "expected_error.json").write_text(json.dumps({"stacks": 7}))
+    options = ["--run", str(quantized_run), "--version", "0.1.0", "--models", str(folder)]
+    words = ["release", *options, "--no-evaluation", "--expected-error"]
+    assert main([*words, str(run)]) == 0
+    step = load_step(folder / "learn2sofi-0.1.0-int8.tflite")
+    assert step.psf_width is None
+    image = np.ones((32, 32), np.float32)
+    said = step.expected_error.estimate(image, image[::2, ::2], image[::2, ::2], None)
+    np.testing.assert_allclose(said, 0.1, rtol=1e-5)
+    beside = folder / "learn2sofi-0.1.0.expected_error.json"
+    assert json.loads(beside.read_text()) == {"stacks": 7}
     assert main([*words, str(tmp_path)]) == 2
 
 

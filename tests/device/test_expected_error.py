@@ -1,0 +1,101 @@
+"""How far a reconstruction may be off: what tells of it, and what the shipped model says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from device import expected_error
+from device.expected_error import FEATURES, ErrorEstimator, features
+from device.model import MODELS_DIR, ModelError, load_step, newest_model
+from device.reconstructor import reconstruct_window
+from training import scenes
+from training.forward_model import WINDOW
+
+SHAPE = (24, 20)
+
+
+def given(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image, a mean and a deviation, normalized."""
+    rng = np.random.default_rng(seed)
+    image = rng.gamma(2, 0.2, (2 * SHAPE[0], 2 * SHAPE[1]))
+    return image, rng.gamma(2, 0.2, SHAPE), rng.gamma(2, 0.05, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ErrorEstimator:
+    estimator = load_step().expected_error
+    assert estimator is not None
+    return estimator
+
+
+def test_every_feature_is_on_the_output_grid_and_finite():
+    """Mutations: rows and columns exchanged; the logarithm of nothing."""
+    image, mean, std = given()
+    for psf in (None, 1.2):
+        found = features(image, mean, std, psf)
+        assert found.shape == (*image.shape, FEATURES)
+        assert found.dtype == np.float32
+        assert np.isfinite(found).all()
+    assert np.isfinite(features(0 * image, 0 * mean, 0 * std, None)).all()
+
+
+def test_what_is_mirrored_has_a_mirrored_error(shipped):
+    """Mutations: an image that is enlarged off its grid; a gradient with a direction."""
+    image, mean, std = given()
+    error = shipped.estimate(image, mean, std, 1.3)
+    mirrored = shipped.estimate(image[:, ::-1], mean[:, ::-1], std[:, ::-1], 1.3)
+    np.testing.assert_allclose(mirrored[:, ::-1], error, rtol=1e-3)
+
+
+def test_noise_makes_the_error_larger(shipped):
+    """Mutation: the deviation is not looked at."""
+    image, mean, _ = given()
+    little, much = (
+        shipped.estimate(image, mean, np.full(SHAPE, level), None) for level in (0.02, 0.6)
+    )
+    assert np.median(much) > np.median(little)
+
+
+def test_what_is_saved_can_be_read_again(shipped):
+    """Mutations: a layer is lost; one of another number of features, which ends the daemon."""
+    again = expected_error.load(shipped.save())
+    np.testing.assert_array_equal(again.estimate(*given(), 1.0), shipped.estimate(*given(), 1.0))
+    fewer = replace(shipped, centre=shipped.centre[1:], spread=shipped.spread[1:])
+    for content in (b"", b"PK nothing", shipped.save()[:500], fewer.save()):
+        with pytest.raises(ValueError, match="no error estimator"):
+            expected_error.load(content)
+
+
+def test_a_damaged_estimator_is_refused_and_a_missing_one_is_said(tmp_path, caplog):
+    """Mutations: its checksum is not looked at; an error that is never told, in silence."""
+    model = newest_model(MODELS_DIR)
+    stem = model.name.removesuffix("-int8.tflite")
+    for path in MODELS_DIR.glob(f"{stem}*"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copy = tmp_path / model.name
+    estimator = tmp_path / load_step(copy).manifest.expected_error.file
+    estimator.write_bytes(estimator.read_bytes() + b"\0")
+    with pytest.raises(ModelError, match="checksum"):
+        load_step(copy)
+    estimator.unlink()
+    assert load_step(copy).expected_error is None
+    assert "how far an image may be off stays unknown" in caplog.text
+
+
+@pytest.mark.parametrize("kind", scenes.KINDS)
+def test_the_error_that_is_said_is_about_the_error_that_there_is(kind):
+    """Mutations: counts for normalized values, or the other way round; a variance for a deviation.
+
+    Measured over whole fields: see the model card; here a factor of three either way.
+    """
+    rng = np.random.default_rng(11)
+    scene = scenes.draw_scene(kind, 64, rng)
+    frames = np.stack([*islice(scene.frames(rng), WINDOW)])
+    result = reconstruct_window(load_step(), frames, with_error=True)
+    actual = np.sqrt(np.mean((result.image - scene.truth()) ** 2))
+    said = np.sqrt(np.mean(result.error**2))
+    assert 1 / 3 < actual / said < 3

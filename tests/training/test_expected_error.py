@@ -1,0 +1,75 @@
+"""Training of what says how far an image may be off, and its calibration."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from device import expected_error as on_device
+from device.expected_error import FEATURES
+from training import expected_error
+from training.__main__ import main
+from training.calibration import decile_table, deciles, section
+from training.expected_error import trained
+
+
+def test_the_spread_is_learned_not_the_mean(monkeypatch):
+    """Mutations: the absolute error's mean; a spread that is one for all; features used as they
+    are in training and normalized on the device."""
+    monkeypatch.setattr(expected_error, "EPOCHS", 4)
+    rng = np.random.default_rng(0)
+    found = rng.normal(3, 2, (40_000, FEATURES)).astype(np.float32)
+    spread = np.exp(-3 + 0.4 * (found[:, 2] - 3))
+    errors = spread * rng.normal(0, 1, len(found))
+    estimator = trained(found[4000:], errors[4000:], seed=1)
+    said = estimator.of_features(found[:4000])
+    assert np.median(np.abs(np.log(said / spread[:4000]))) < 0.1
+    for expected, actual in deciles(said, errors[:4000]):
+        assert expected == pytest.approx(actual, rel=0.25)
+
+
+def test_tenths_go_by_what_was_expected():
+    """Mutations: sorted by the actual error; the mean instead of the root mean square."""
+    expected = np.arange(1, 101)[::-1] / 100
+    groups = deciles(expected, -2 * expected)
+    assert groups[0] == pytest.approx((np.sqrt(38.5) / 100, 2 * np.sqrt(38.5) / 100))
+    assert groups[9][0] > 0.9
+    assert "| thin: actual, % | 12.4 |" in decile_table({"thin": groups})
+
+
+def test_the_card_says_how_often_it_is_off():
+    """Mutation: expected over actual, which flatters."""
+    content = {"stacks": [["thin", 0.1, 0.2], ["thin", 0.2, 0.2]], "deciles": {}}
+    content["deciles"] = {"thin": [(0.1, 0.2)] * 10}
+    said = section(content)
+    assert "1.50 times the expected one (median; from 1.00 to 2.00)" in said
+
+
+def test_the_command_trains_and_says_of_what(tiny_settings, tmp_path, monkeypatch, capsys):
+    """Mutations: a file that the device does not read; stacks of the training's own seeds."""
+    monkeypatch.setattr(expected_error, "EPOCHS", 1)
+    run = tmp_path / "error"
+    options = ["--settings", str(tiny_settings), "--run", str(run), "--workers", "0"]
+    words = ["expected_error", *options, "--stacks"]
+    assert main([*words, "20"]) == 0
+    estimator = on_device.load((run / "expected_error.npz").read_bytes())
+    image = np.random.default_rng(1).random((64, 64))
+    assert estimator.estimate(image, image[::2, ::2], image[::2, ::2], None).shape == (64, 64)
+    about = json.loads((run / "expected_error.json").read_text())
+    assert (about["stacks"], about["seed"]) == (20, 3)
+    assert about["model"].endswith("int8")
+    assert len(about["expected_and_actual_error"]) == 10
+    assert main([*words, "19"]) == 2
+    assert "at least 20 are needed" in capsys.readouterr().err
+
+
+def test_calibration_needs_a_model_that_says_its_error(quantized_run, tmp_path, capsys):
+    """Mutation: an internal fault instead of a sentence."""
+    models = tmp_path / "models"
+    release = ["release", "--run", str(quantized_run), "--version", "0.1.0"]
+    assert main([*release, "--models", str(models), "--no-evaluation"]) == 0
+    model = models / "learn2sofi-0.1.0-int8.tflite"
+    assert main(["calibration", "--model", str(model), "--out", str(tmp_path)]) == 2
+    assert "does not say how far it may be off" in capsys.readouterr().err
