@@ -182,7 +182,9 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roi", type=_roi, metavar="Y,X,H,W", help="region in px")
     parser.add_argument("--model", type=Path, metavar="FILE", help="model file (.tflite)")
     parser.add_argument(
-        "--error", action="store_true", help="add a channel: how far each pixel may be off"
+        "--error",
+        action="store_true",
+        help="add a channel: one standard error of each pixel, in counts",
     )
     optics = parser.add_argument_group("optics, for models that ask for the PSF's width")
     optics.add_argument("--psf-sigma-px", type=_positive, metavar="S", help="sigma of the PSF")

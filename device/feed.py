@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 ViewName = Literal["raw", "mean", "std", "reconstruction", "error"]
 VIEW_NAMES: tuple[ViewName, ...] = get_args(ViewName)
 Form = Literal["live", "jpeg"]
+UNTOLD = "This model does not say how far its images may be off."
+_COMPUTED = ("std", "error")  # when somebody asks for them
 
 
 class FeedClosed(Exception):
@@ -40,6 +42,11 @@ class Feed:
         self._unsubscribe: Callable[[], None] | None = None
         self._encoders: dict[tuple[str, Form], Callable[[View], bytes]] = {}
         self._encoded: dict[tuple[str, Form], tuple[int, asyncio.Future[bytes]]] = {}
+
+    @property
+    def tells_error(self) -> bool:
+        """Whether there is a view of errors."""
+        return self._pipeline.tells_error
 
     def open(self) -> None:
         """Begin to listen to the pipeline; called within the event loop."""
@@ -99,8 +106,10 @@ class Feed:
 
     def _latest(self, names: Sequence[ViewName]) -> list[View]:
         for _ in range(3):  # a result may be published between two of these calls
-            found = [self._pipeline.latest(name) for name in names]
-            views = [view for view in found if view is not None]
+            # What takes long comes last, and is then of the same result as the others.
+            in_turn = sorted(names, key=_COMPUTED.__contains__)
+            found = {name: self._pipeline.latest(name) for name in in_turn}
+            views = [view for name in names if (view := found[name]) is not None]
             if len({view.index for view in views}) <= 1:
                 break
         return views

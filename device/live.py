@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from device.feed import VIEW_NAMES, Feed, FeedClosed, ViewName
+from device.feed import UNTOLD, VIEW_NAMES, Feed, FeedClosed, ViewName
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ async def serve_live(socket: WebSocket, feed: Feed, view_names: str) -> None:
     await socket.accept()
     try:
         views = parse_views(view_names)
+        if "error" in views and not feed.tells_error:
+            raise ProtocolError(UNTOLD)
     except ProtocolError as error:
         await _close(socket, error)
     else:

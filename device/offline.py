@@ -24,11 +24,15 @@ from device.reconstructor import (
     Reconstruction,
     reconstruct_stream,
     reconstruct_window,
+    said_error,
     told_psf,
 )
 from device.stack import MIN_FRAMES, Stack, open_stack
 
 log = logging.getLogger(__name__)
+
+CHANNELS = ("reconstruction", "standard error")
+"""Of a file with errors; an error that is not known is NaN."""
 
 
 class JobError(UserError):
@@ -59,7 +63,8 @@ class Job:
     pixel_size_um : float or None
         Side of an input pixel in um; None is what the stack tells.
     error : bool
-        With a second channel: how far each pixel may be off, where the model says it.
+        With a second channel: one standard error of each pixel, NaN where it is not known, as of
+        fewer frames than a window has.
     """
 
     source: Path
@@ -72,9 +77,6 @@ class Job:
     psf_sigma_px: float | None = None
     pixel_size_um: float | None = None
     error: bool = False
-
-
-CHANNELS = ("reconstruction", "standard error")
 
 
 def reconstruct_file(job: Job) -> None:
@@ -114,7 +116,7 @@ def _write(job: Job, step: Step, selection: _Selection) -> None:
         results = _results(job, step, selection, bar.update)
         write_ometiff(
             job.target,
-            _noting_scales(results, annotations),
+            _noting_scales(results, annotations, step if job.error else None),
             _output_shape(step, selection),
             channels=CHANNELS if job.error else (),
             pixel_size_um=_output_pixel_size_um(job, step, selection),
@@ -137,10 +139,10 @@ def _results(
 ) -> Iterator[Reconstruction]:
     if job.mode == "stream":
         frames = _counted(selection.read_all(), progress)
-        yield from reconstruct_stream(step, frames, job.psf_sigma_px, job.error)
+        yield from reconstruct_stream(step, frames, job.psf_sigma_px)
         return
     for window, new_frames in windows(selection.read, selection.ends, step.manifest.frames):
-        yield reconstruct_window(step, window, job.psf_sigma_px, job.error)
+        yield reconstruct_window(step, window, job.psf_sigma_px)
         progress(new_frames)
 
 
@@ -266,13 +268,14 @@ def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
         "psf_sigma_px": told_psf(step, job.psf_sigma_px),
         "normalization": step.manifest.normalization.model_dump_json(),
         "unit": "input counts above background",
+        "error_unit": "input counts, one standard error" if job.error else None,
     }
 
 
 def _noting_scales(
-    results: Iterable[Reconstruction], annotations: dict[str, Any]
+    results: Iterable[Reconstruction], annotations: dict[str, Any], with_error_of: Step | None
 ) -> Iterator[np.ndarray]:
-    """Yield the images and their errors; note each one's background and scale."""
+    """Yield the images, and what a step says of their errors; note each one's scale."""
     backgrounds, scales, verdicts = [], [], []
     found: list[PsfEstimate | None] = []
     told: list[float | None] = []
@@ -283,8 +286,9 @@ def _noting_scales(
         found.append(result.psf_found)
         told.append(None if result.psf_sigma_px is None else round(result.psf_sigma_px, 3))
         yield result.image
-        if result.error is not None:
-            yield result.error
+        if with_error_of is not None:
+            error = said_error(with_error_of, result)
+            yield np.full_like(result.image, np.nan) if error is None else error
     annotations["background_adu"] = json.dumps(backgrounds)
     annotations["scale_adu"] = json.dumps(scales)
     if known := [each for each in found if each is not None]:

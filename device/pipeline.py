@@ -93,8 +93,8 @@ class View:
         What it was made from and how, for who keeps it. The reconstruction: ``mode``,
         ``psf_sigma_px`` as the network was told it, ``psf_found`` (``sigma_px`` and
         ``relative_error``, where nobody gave it), ``background`` and ``scale`` of the normalization
-        in ADU, ``warming``, ``gaps``, ``span_ms`` and ``model`` (name and sha256). Other images:
-        nothing.
+        in ADU, ``warming``, ``gaps``, ``span_ms`` and ``model`` (name and sha256). Its error: the
+        same. Other images: nothing.
     """
 
     view: str
@@ -538,6 +538,11 @@ class Pipeline:
         with self._changed:
             return self._views.get(view)
 
+    @property
+    def tells_error(self) -> bool:
+        """Whether the model says how far its images may be off."""
+        return self._step.expected_error is not None
+
     def healthy(self) -> bool:
         """Tell whether a usable frame came lately and somebody works on the frames."""
         with self._changed:
@@ -597,7 +602,7 @@ class Pipeline:
             "camera": self._camera.name,
             "preparation": self._era.preparation.state(self._newest),
             "model": self._model_state(),
-            "tells_error": self._step.expected_error is not None,
+            "tells_error": self.tells_error,
             "buffer": {"length": length, "capacity": self._capacity},
             "gaps": last.gaps if last else 0,
             "span_ms": last.span_ms if last else 0.0,
@@ -635,18 +640,17 @@ class Pipeline:
         """Compute how far the newest reconstruction may be off, but once: somebody looks at it."""
         with self._looking:
             with self._changed:
-                estimator, buffer, last = self._step.expected_error, self._buffer, self._last
-                of, shown = self._views.get("reconstruction"), self._views.get("error")
-                if estimator is None or of is None or last is None or buffer is None:
-                    return None
-                if (shown is not None and shown.seq == of.seq) or not len(buffer):
-                    return shown
-                mean, std = self._views["mean"].array, buffer.sums().std()
-            if std.shape != mean.shape:
-                return shown  # the frames have just changed
-            view = replace(of, view="error", array=said_error(estimator, last, mean, std))
+                of, last = self._views.get("reconstruction"), self._last
+                shown = self._views.get("error")
+            if of is None or last is None or (shown is not None and shown.seq == of.seq):
+                return shown
+            array = said_error(self._step, last)
+            view = None if array is None else replace(of, view="error", array=array)
             with self._changed:
-                self._views["error"] = view
+                if view is None:
+                    self._views.pop("error", None)
+                else:
+                    self._views["error"] = view
             return view
 
     def _unsubscribe(self, callback: Callable[[], object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, get_args
 
@@ -12,11 +12,10 @@ import numpy as np
 
 from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
-from device.expected_error import ErrorEstimator
 from device.model import Step
 from device.normalize import Scaling, measure
 from device.psf_width import PsfEstimate, PsfWatch, middle
-from device.ring_buffer import RingBuffer
+from device.ring_buffer import RingBuffer, Sums
 from device.scene import SceneWatch
 
 Mode = Literal["stream", "window"]
@@ -65,9 +64,8 @@ class Reconstruction:
         Width of the PSF that the network was told; None where it was told nothing.
     psf_found : PsfEstimate or None
         What was found in the frames, where nobody gave a width.
-    error : ndarray or None
-        Standard error that each pixel is expected to have, in ADU, as `image`; None where it was
-        not asked for, or the model does not say it.
+    sums : Sums or None
+        Of the frames it was made from (in a stream of the last ones); what `said_error` needs.
     """
 
     image: np.ndarray
@@ -82,7 +80,7 @@ class Reconstruction:
     index: int
     psf_sigma_px: float | None = None
     psf_found: PsfEstimate | None = None
-    error: np.ndarray | None = None
+    sums: Sums | None = None
 
 
 class Reconstructor:
@@ -100,8 +98,6 @@ class Reconstructor:
     psf_sigma_px : float, optional
         Width of the PSF in input px, for models that take it; default is that it is not known, and
         is looked for in the frames by models that can (`device.psf_width`).
-    with_error : bool
-        Whether results say how far each pixel may be off, where the model can.
     """
 
     def __init__(
@@ -110,14 +106,12 @@ class Reconstructor:
         mode: Mode = "stream",
         interval_s: float = 0.0,
         psf_sigma_px: float | None = None,
-        with_error: bool = False,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"the mode is stream or window, not {mode}")
         self.mode: Mode = mode
         self.interval_s = interval_s
         self._step = step
-        self._with_error = with_error
         self._normalization = step.manifest.normalization.settings()
         self._psf_watch = step.psf_width and PsfWatch(step.psf_width, step.manifest.frames)
         self.set_psf(psf_sigma_px)
@@ -328,7 +322,7 @@ class Reconstructor:
     ) -> Reconstruction:
         upsampling = self._step.manifest.upsampling
         height, width = (upsampling * length for length in buffer.shape)
-        result = Reconstruction(
+        return Reconstruction(
             image=scaling.restore(image[0, :height, :width, 0]),
             scaling=scaling,
             mode=self.mode,
@@ -341,34 +335,33 @@ class Reconstructor:
             index=frame.index,
             psf_sigma_px=self._psf_told_px,
             psf_found=self.psf_found,
+            sums=buffer.sums(),
         )
-        if not self._with_error or self._step.expected_error is None:
-            return result
-        error = said_error(self._step.expected_error, result, buffer.mean(), buffer.std())
-        return replace(result, error=error)
 
 
-def said_error(
-    estimator: ErrorEstimator, result: Reconstruction, mean: np.ndarray, std: np.ndarray
-) -> np.ndarray:
+def error_inputs(
+    result: Reconstruction,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float | None]:
+    """Give what `device.expected_error.features` takes of a result whose scale is above 0."""
+    assert result.sums is not None
+    scaling, unit = result.scaling, np.float32(result.scaling.scale)
+    mean = scaling.normalize(result.sums.mean())
+    return result.image / unit, mean, result.sums.std() / unit, result.psf_sigma_px
+
+
+def said_error(step: Step, result: Reconstruction) -> np.ndarray | None:
     """Say how far each pixel of a result may be off: one standard error, (2H, 2W), ADU.
 
-    `mean` and `std` are those of the frames it was made from, (H, W), ADU. What it says was learned
-    from windows; that of a long stream is mostly smaller.
+    None where the model does not say it, where all is even, and of fewer frames than a window has,
+    which it never saw. Of a stream it says what a window would be off by.
     """
-    scaling = result.scaling
-    if scaling.scale == 0:
-        return np.zeros(result.image.shape, np.float32)
-    image = result.image / np.float32(scaling.scale)
-    given = image, scaling.normalize(mean), std / np.float32(scaling.scale), result.psf_sigma_px
-    return scaling.restore(estimator.estimate(*given))
+    if step.expected_error is None or result.warming or result.scaling.scale == 0:
+        return None
+    return result.scaling.restore(step.expected_error.estimate(*error_inputs(result)))
 
 
 def reconstruct_window(
-    step: Step,
-    frames: np.ndarray,
-    psf_sigma_px: float | None = None,
-    with_error: bool = False,
+    step: Step, frames: np.ndarray, psf_sigma_px: float | None = None
 ) -> Reconstruction:
     """Reconstruct one image from a stack.
 
@@ -379,7 +372,7 @@ def reconstruct_window(
     frames : ndarray
         At least 2 frames in ADU, (T, H, W), H and W from 16 up, uint8, uint16 or float32. Of more
         than the model's window (30), the last are used.
-    psf_sigma_px, with_error
+    psf_sigma_px : float, optional
         See `Reconstructor`.
 
     Returns
@@ -403,15 +396,11 @@ def reconstruct_window(
     for index, array in enumerate(window, start=first):  # (H, W)
         frame = _checked(array, index)
         buffer.push(frame)
-    reconstructor = Reconstructor(step, "window", psf_sigma_px=psf_sigma_px, with_error=with_error)
-    return reconstructor._window(frame, buffer)
+    return Reconstructor(step, "window", psf_sigma_px=psf_sigma_px)._window(frame, buffer)
 
 
 def reconstruct_stream(
-    step: Step,
-    frames: Iterable[np.ndarray],
-    psf_sigma_px: float | None = None,
-    with_error: bool = False,
+    step: Step, frames: Iterable[np.ndarray], psf_sigma_px: float | None = None
 ) -> Iterator[Reconstruction]:
     """Reconstruct one image for every frame, each from the frames up to it.
 
@@ -425,7 +414,7 @@ def reconstruct_stream(
     frames : iterable of ndarray
         Frames in ADU, each (H, W), all of one shape and type, H and W from 16 up, uint8, uint16
         or float32; taken one by one.
-    psf_sigma_px, with_error
+    psf_sigma_px : float, optional
         See `Reconstructor`.
 
     Yields
@@ -438,7 +427,7 @@ def reconstruct_stream(
     ReconstructionError
         A frame is too small, not finite, or of another shape or type than the first.
     """
-    reconstructor = Reconstructor(step, "stream", psf_sigma_px=psf_sigma_px, with_error=with_error)
+    reconstructor = Reconstructor(step, "stream", psf_sigma_px=psf_sigma_px)
     arrays = iter(frames)
     first = next(arrays, None)
     if first is None:

@@ -55,6 +55,10 @@ class Sums:
     total: np.ndarray
     total_sq: np.ndarray
 
+    def mean(self) -> np.ndarray:
+        """Compute the mean of the frames, float32."""
+        return (self.total / max(1, self.count)).astype(np.float32)
+
     def std(self) -> np.ndarray:
         """Compute the standard deviation of the frames as they are (by n, not n - 1), float32."""
         count = max(1, self.count)

@@ -41,7 +41,7 @@ from device.camera import CameraError
 from device.check import Warden
 from device.controls import Controllable
 from device.errors import UserError
-from device.feed import Feed, FeedClosed, ViewName
+from device.feed import UNTOLD, Feed, FeedClosed, ViewName
 from device.hosts import KnownHost
 from device.live import MAX_MESSAGE_BYTES, serve_live
 from device.metrics import make_registry
@@ -216,8 +216,11 @@ async def _live(socket: WebSocket, feed: _Feed, view: str = "reconstruction") ->
 
 
 @_images.get("/mjpeg", summary="Stream JPEG images", response_class=StreamingResponse)
-async def _mjpeg(feed: _Feed, view: _View = "reconstruction") -> StreamingResponse:
+async def _mjpeg(
+    feed: _Feed, pipeline: _Pipeline, view: _View = "reconstruction"
+) -> StreamingResponse:
     """Stream JPEG images, 8 bit with automatic contrast, for anything that shows an `<img>`."""
+    _check_told(pipeline, view)
     media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
     headers = {"Cache-Control": "no-store"}
     return StreamingResponse(_mjpeg_parts(feed, view), media_type=media_type, headers=headers)
@@ -266,12 +269,17 @@ def _snapshot_tif(pipeline: _Pipeline, view: _View = "reconstruction") -> Respon
 
 def _newest(pipeline: Pipeline, name: ViewName) -> View:
     view = pipeline.latest(name)
-    if view is None and name == "error" and not pipeline.state()["tells_error"]:
-        raise HTTPException(404, "This model does not say how far its images may be off.")
     if view is None:
+        _check_told(pipeline, name)
         reason = f"There is no image of '{name}' yet; ask again when frames have come."
         raise HTTPException(503, reason, headers={"Retry-After": "1"})
     return view
+
+
+def _check_told(pipeline: Pipeline, name: ViewName) -> None:
+    """Refuse a view that will never be there."""
+    if name == "error" and not pipeline.tells_error:
+        raise HTTPException(404, UNTOLD)
 
 
 def _file(

@@ -56,7 +56,7 @@ def measure(model: Path | None = None, cache: Path = DEFAULT_CACHE) -> Content:
     -------
     dict
         ``model``; ``deciles``: kind of stack to the expected and actual errors of each tenth of
-        its pixels, normalized; ``stacks``: of each stack its kind and both over all its pixels.
+        the pixels taken, normalized; ``stacks``: of each stack its kind and both over its pixels.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def measure(model: Path | None = None, cache: Path = DEFAULT_CACHE) -> Content:
     for stack in load_all(FRAMES, cache):
         result = reconstruct_window(step, stack.frames)
         number, kind = stack.recipe.stack_id, stack.recipe.kind
-        found, errors = judged_pixels(stack.frames, stack.target, result, PIXELS, number)
+        found, errors = judged_pixels(result, stack.target, PIXELS, number)
         expected = estimator.of_features(found)
         pixels.setdefault(kind, []).append((expected, errors))
         of_stacks.append([kind, round(_rms(expected), 4), round(_rms(errors), 4)])
@@ -87,9 +87,10 @@ SECTION = """
 `reconstruct --error`, the page (*Error*) and `/snapshot.tif?view=error` say one standard error of
 each pixel, as simulated stacks taught a small network (`device/expected_error.py`). On the frozen
 stacks, {pixels} pixels of each, in percent of what is normalized to 1 (about the image's 99.5th
-percentile); the root mean square of what was expected, and of image less truth. Over whole stacks
-the actual error is {median:.2f} times the expected one (median; from {low:.2f} to {high:.2f}); the
-two have a rank correlation of {correlation:.2f} (`python -m training calibration`).
+percentile); the root mean square of what was expected, and of image less truth. Stack by stack the
+actual error is {median:.2f} times the expected one (median; from {low:.2f} to {high:.2f}); the two
+have a rank correlation of {correlation:.2f} (`python -m training calibration`). Windows of {frames}
+frames are judged; a stream is told what a window would be off by, fewer frames nothing.
 
 {deciles}"""
 
@@ -100,6 +101,7 @@ def section(content: Content) -> str:
     ratios = actual / expected
     return SECTION.format(
         pixels=PIXELS,
+        frames=FRAMES,
         median=np.median(ratios),
         low=ratios.min(),
         high=ratios.max(),

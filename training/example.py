@@ -12,7 +12,7 @@ from device import expected_error
 from device.model import load_step
 from device.normalize import NormalizationSettings, Scaling, measure
 from device.psf_width import features
-from device.reconstructor import Reconstruction, reconstruct_window
+from device.reconstructor import Reconstruction, error_inputs, reconstruct_window
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.optics import UPSAMPLING
 
@@ -225,18 +225,16 @@ def psf_example(
 
 
 def judged_pixels(
-    frames: np.ndarray, truth: np.ndarray, result: Reconstruction, pixels: int, seed: int
+    result: Reconstruction, truth: np.ndarray, pixels: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Take some pixels of a reconstruction: what tells of their error, and the error.
 
     Parameters
     ----------
-    frames : ndarray
-        That it was made from, (T, H, W), ADU.
+    result : Reconstruction
+        Of frames of which not all pixels are equal.
     truth : ndarray
         (2H, 2W), ADU above background.
-    result : Reconstruction
-        Of these frames, of which not all pixels are equal.
     pixels, seed : int
         How many, and which.
 
@@ -245,11 +243,14 @@ def judged_pixels(
     features, errors : ndarray
         `device.expected_error.features`, (n, FEATURES), and image less truth, (n,), normalized.
     """
-    unit = np.float32(result.scaling.scale)
-    image, mean = result.image / unit, result.scaling.normalize(frames.mean(axis=0))
-    found = expected_error.features(image, mean, frames.std(axis=0) / unit, result.psf_sigma_px)
-    taken = np.random.default_rng(seed).choice(image.size, pixels, replace=False)
-    return found.reshape(image.size, -1)[taken], (image - truth / unit).ravel()[taken]
+    given = error_inputs(result)
+    off = given[0] - truth / np.float32(result.scaling.scale)
+    taken = np.random.default_rng(seed).choice(off.size, pixels, replace=False)
+    found = [plane.ravel()[taken] for plane in expected_error.features(*given)]
+    return np.stack(found, axis=-1), off.ravel()[taken]
+
+
+_loaded = cache(load_step)  # one interpreter in a process, whatever it is asked for
 
 
 def error_example(
@@ -263,7 +264,4 @@ def error_example(
     result = reconstruct_window(_loaded(model), stack.frames)
     if result.scaling.scale == 0:
         return None
-    return judged_pixels(stack.frames, stack.truth, result, pixels, seed[-1])
-
-
-_loaded = cache(load_step)
+    return judged_pixels(result, stack.truth, pixels, seed[-1])

@@ -15,7 +15,6 @@ import logging
 import shlex
 import sys
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import keras
@@ -51,17 +50,9 @@ def simulated(
     """Make features, (N, PIXELS, FEATURES), and errors, (N, PIXELS), of simulated stacks."""
     one = partial(error_example, settings, model, SIZE_PX, PIXELS)
     seeds = [(seed, EXPECTED_ERROR, k) for k in range(stacks)]
-    pool = simulators.start(workers)
-    made = []
-    try:
-        results = map(one, seeds) if pool is None else pool.map(one, seeds, chunksize=8)
-        for k, result in zip(count(1), results, strict=False):
-            made += [] if result is None else [result]
-            if k % 200 == 0:
-                log.info("%d of %d stacks", k, stacks)
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    made = simulators.collected(one, seeds, workers)
+    if len(made) < LEAST_STACKS:
+        raise UserError(f"Only {len(made)} of {stacks} stacks show anything: take more.")
     return np.stack([each for each, _ in made]), np.stack([errors for _, errors in made])
 
 
@@ -127,7 +118,11 @@ def main(arguments: argparse.Namespace) -> int:
     about: dict[str, object] = {"command": "python -m training " + shlex.join(sys.argv[1:])}
     about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
     about |= {"model": step.name, "model_sha256": step.sha256, "seed": settings.seed}
-    about |= {"stacks": arguments.stacks, "expected_and_actual_error": groups}
+    about |= {
+        "training": step.manifest.training,
+        "stacks": len(found),
+        "expected_and_actual_error": groups,
+    }
     about |= {"forward_model": settings.forward_model.model_dump(mode="json")}
     write_text(run / ABOUT, json.dumps(about, indent=2))
     log.info("%s is written\n%s", run / ESTIMATOR, decile_table({"held out": groups}))

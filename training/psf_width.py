@@ -15,7 +15,6 @@ import shlex
 import sys
 from dataclasses import asdict
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import keras
@@ -50,17 +49,7 @@ def simulated(
     data = settings.dataset
     one = partial(psf_example, settings.forward_model, data.normalization, size_px)
     seeds = [(settings.seed, PSF_WIDTH, k) for k in range(stacks)]
-    pool = simulators.start(workers)
-    try:
-        results = map(one, seeds) if pool is None else pool.map(one, seeds, chunksize=16)
-        made = []
-        for k, result in zip(count(1), results, strict=False):
-            made += [] if result is None else [result]
-            if k % 500 == 0:
-                log.info("%d of %d stacks", k, stacks)
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+    made = simulators.collected(one, seeds, workers)
     return np.stack([each for each, _ in made]), np.array([sigma for _, sigma in made])
 
 

@@ -173,9 +173,12 @@ def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
     Raises
     ------
     UserError
-        The folder is not one that the command wrote.
+        The folder is not one that the command wrote, or it judges another model.
     """
-    path = manifest_path.with_suffix(f".{command}.npz")
+    path, content = (
+        manifest_path.with_suffix(f".{command}.npz"),
+        json.loads(manifest_path.read_text()),
+    )
     try:
         shutil.copyfile(run / f"{command}.npz", path)
         shutil.copyfile(run / f"{command}.json", path.with_suffix(".json"))
@@ -183,7 +186,11 @@ def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
         raise UserError(
             f"{run} holds no {command}.npz: make it with `python -m training {command}`."
         ) from error
-    content = json.loads(manifest_path.read_text())
+    of = json.loads(path.with_suffix(".json").read_text()).get("training", content["training"])
+    if of != content["training"]:
+        raise UserError(
+            f"{run} was trained on another model's images: train it on a first release of this one."
+        )
     content[command] = file_entry(path)
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 def start(workers: int) -> ProcessPoolExecutor | None:
@@ -16,6 +21,29 @@ def start(workers: int) -> ProcessPoolExecutor | None:
         os.environ.setdefault(variable, "1")  # read by the children; too late for this process
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
+
+
+def collected(
+    one: Callable[[Any], Any], seeds: Sequence[Any], workers: int, each: int = 500
+) -> list[Any]:
+    """Make something of each seed, in so many processes (0: this one), and log every `each`.
+
+    Returns
+    -------
+    list
+        In the order of the seeds, without what is None.
+    """
+    pool, made = start(workers), []
+    try:
+        results = map(one, seeds) if pool is None else pool.map(one, seeds, chunksize=16)
+        for k, result in enumerate(results, start=1):
+            made += [] if result is None else [result]
+            if k % each == 0:
+                log.info("%d of %d stacks", k, len(seeds))
+    finally:
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+    return made
 
 
 def _end_with_parent() -> None:

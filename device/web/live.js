@@ -18,6 +18,7 @@ const stage = document.getElementById("stage");
 const panels = new Map([...document.querySelectorAll(".panel")].map((figure) => [figure.dataset.view, new Panel(figure)]));
 const waiting = new Map(); // view -> newest image not yet drawn
 let wanted = []; // views subscribed to
+let before = "all"; // layout to go back to from one picture
 let waitingSince_ms = 0;
 let table = lookup("grey");
 let state = null;
@@ -98,6 +99,7 @@ function show(news) {
   state = news;
   writeStatus(state, screenRate());
   element("error-choice").hidden = !state.tells_error;
+  if (!state.tells_error && wanted.includes("error")) setLayout("all"); // another model than before
   for (const panel of panels.values()) panel.writeLevels();
   const mode = document.querySelector(`[name=mode][value=${state.mode}]`);
   if (!changingMode) mode.checked = true;
@@ -144,10 +146,11 @@ async function setMode(mode) {
 }
 
 function setLayout(layout, chosen) {
+  if (layout !== "one") before = layout;
   stage.dataset.layout = layout;
   for (const panel of panels.values()) {
     panel.figure.classList.toggle("chosen", panel.view === chosen);
-    const verb = layout === "one" ? "Show all three pictures" : `Enlarge: ${panel.title}`;
+    const verb = layout === "one" ? "Show all pictures" : `Enlarge: ${panel.title}`;
     panel.figure.querySelector(".enlarge").setAttribute("aria-label", verb);
   }
   document.querySelector(".divider").hidden = layout !== "compare";
@@ -194,7 +197,7 @@ function listen() {
   on("reset", "click", reset);
   on("split", "input", ({ target }) => stage.style.setProperty("--split", target.value));
   for (const panel of panels.values()) {
-    const toggle = () => (stage.dataset.layout === "one" ? setLayout("all") : setLayout("one", panel.view));
+    const toggle = () => (stage.dataset.layout === "one" ? setLayout(before) : setLayout("one", panel.view));
     panel.figure.querySelector(".enlarge").addEventListener("click", toggle);
   }
   document.addEventListener("keydown", (event) => {

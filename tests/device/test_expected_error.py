@@ -11,7 +11,7 @@ import pytest
 from device import expected_error
 from device.expected_error import FEATURES, ErrorEstimator, features
 from device.model import MODELS_DIR, ModelError, load_step, newest_model
-from device.reconstructor import reconstruct_window
+from device.reconstructor import reconstruct_window, said_error
 from training import scenes
 from training.forward_model import WINDOW
 
@@ -37,10 +37,21 @@ def test_every_feature_is_on_the_output_grid_and_finite():
     image, mean, std = given()
     for psf in (None, 1.2):
         found = features(image, mean, std, psf)
-        assert found.shape == (*image.shape, FEATURES)
-        assert found.dtype == np.float32
-        assert np.isfinite(found).all()
+        assert len(found) == FEATURES
+        for plane in found:
+            assert (plane.shape, plane.dtype) == (image.shape, np.float32)
+            assert np.isfinite(plane).all()
     assert np.isfinite(features(0 * image, 0 * mean, 0 * std, None)).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 90, 10**6])
+def test_the_error_is_the_same_however_many_pixels_are_computed_at_once(
+    shipped, at_once, monkeypatch
+):
+    """Mutations: a strip left out, or put in another's place."""
+    expected = shipped.estimate(*given(), 1.1)
+    monkeypatch.setattr(expected_error, "PIXELS_AT_ONCE", at_once)
+    np.testing.assert_allclose(shipped.estimate(*given(), 1.1), expected, rtol=1e-5)
 
 
 def test_what_is_mirrored_has_a_mirrored_error(shipped):
@@ -95,7 +106,8 @@ def test_the_error_that_is_said_is_about_the_error_that_there_is(kind):
     rng = np.random.default_rng(11)
     scene = scenes.draw_scene(kind, 64, rng)
     frames = np.stack([*islice(scene.frames(rng), WINDOW)])
-    result = reconstruct_window(load_step(), frames, with_error=True)
+    step = load_step()
+    result = reconstruct_window(step, frames)
     actual = np.sqrt(np.mean((result.image - scene.truth()) ** 2))
-    said = np.sqrt(np.mean(result.error**2))
+    said = np.sqrt(np.mean(said_error(step, result) ** 2))
     assert 1 / 3 < actual / said < 3

@@ -990,9 +990,9 @@ class Judging:
 def test_the_error_is_that_of_the_newest_reconstruction_and_computed_once(rig):
     """Mutations: computed for every frame or every look; normalized where ADU are promised; of
     another moment than the image beside it."""
-    camera, step = ScriptedCamera(), CountingStep()
+    camera, step = ScriptedCamera(), CountingStep(frames=6)
     step.expected_error = Judging()
-    pipeline = rig(camera=camera, step=step, capacity=4)
+    pipeline = rig(camera=camera, step=step)
     assert pipeline.latest("error") is None
     pipeline.start()
     assert pipeline.state()["tells_error"]
@@ -1013,6 +1013,28 @@ def test_the_error_is_that_of_the_newest_reconstruction_and_computed_once(rig):
     camera.put(6, start_index=6)
     _processed(pipeline, 7)
     assert pipeline.latest("error").index == 6
+
+
+def test_the_error_goes_with_its_image_while_the_next_is_made(rig):
+    """Mutation: judged by the buffer of now, which a reset has emptied."""
+    camera, step = ScriptedCamera(), CountingStep(frames=3)
+    step.expected_error = Judging()
+    pipeline = rig(camera=camera, step=step)
+    pipeline.start()
+    for index in range(4):
+        camera.put(index, start_index=index)
+        _processed(pipeline, index + 1)
+    held = pipeline._buffer.frames().astype(float)
+    while step.entered.acquire(blocking=False):
+        pass
+    step.gate.clear()
+    pipeline.reset()
+    camera.put(4, start_index=4)
+    assert step.entered.acquire(timeout=PATIENCE_S)
+    error, image = pipeline.latest("error"), pipeline.latest("reconstruction")
+    assert (error.seq, error.array.shape) == (image.seq, image.array.shape)
+    ((_, _, std, _),) = step.expected_error.shown
+    np.testing.assert_allclose(std * error.facts["scale"], held.std(0), rtol=1e-4, atol=1e-3)
 
 
 def test_nobody_knows_the_error_of_a_model_that_does_not_tell_it(rig):

@@ -17,6 +17,7 @@ from device.reconstructor import (
     Reconstructor,
     reconstruct_stream,
     reconstruct_window,
+    said_error,
 )
 from device.ring_buffer import RingBuffer
 
@@ -355,21 +356,24 @@ class Judging:
 
 
 @pytest.mark.parametrize("mode", ["window", "stream"])
-def test_an_image_comes_with_its_error_where_that_is_asked_for(mode):
-    """Mutations: computed where nobody asks; of other frames; normalized; padding left on."""
-    stack, step = _stack(count=5), AddingStep(frames=5)
+def test_a_result_knows_its_error_where_the_model_tells_it(mode):
+    """Mutations: of other frames; normalized; padding left on; a guess for fewer frames than the
+    model was judged on; an even field that is certain."""
+    stack, step = _stack(count=9), AddingStep(frames=5)
     step.expected_error = Judging()
-    run = (
-        reconstruct_window if mode == "window" else lambda *given: [*reconstruct_stream(*given)][-1]
-    )
-    assert run(step, stack).error is None
-    result = run(step, stack, None, True)
-    np.testing.assert_allclose(result.error, _doubled(stack.std(axis=0)), rtol=1e-4)
+
+    def last(frames):
+        if mode == "window":
+            return reconstruct_window(step, frames)
+        return [*reconstruct_stream(step, frames)][-1]
+
+    result = last(stack)
+    expected = _doubled(stack[-5:].std(axis=0))
+    np.testing.assert_allclose(said_error(step, result), expected, rtol=1e-4)
+    assert said_error(step, last(stack[:4])) is None
+    assert said_error(step, last(np.full((5, 17, 22), 7, np.uint16))) is None
     step.expected_error = None
-    assert run(step, stack, None, True).error is None
-    step.expected_error = Judging()
-    flat = np.full((5, 17, 22), 7, np.uint16)
-    np.testing.assert_array_equal(run(step, flat, None, True).error, 0)
+    assert said_error(step, result) is None
 
 
 def test_a_constant_stack_gives_a_constant_and_the_verdict():

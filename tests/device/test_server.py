@@ -265,9 +265,17 @@ def test_tiff_is_float32_and_knows_its_origin(scope, client, view):
 def test_the_error_of_a_model_that_does_not_tell_it_is_refused(scope, client):
     """Mutation: asked to come again for an image that will never be there."""
     scope.frames(4)
-    answer = client.get("/snapshot.tif?view=error")
-    assert answer.status_code == 404
-    assert "does not say how far" in answer.text
+    for address in ("/snapshot.tif?view=error", "/snapshot.png?view=error", "/mjpeg?view=error"):
+        answer = client.get(address)
+        assert answer.status_code == 404
+        assert "does not say how far" in answer.text
+    with (
+        client.websocket_connect("/live?view=reconstruction,error") as socket,
+        pytest.raises(WebSocketDisconnect) as end,
+    ):
+        socket.receive_bytes()
+    assert end.value.code == 1008
+    assert "does not say how far" in end.value.reason
     assert client.get("/api/state").json()["tells_error"] is False
 
 

@@ -67,8 +67,9 @@ def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_
     assert main([*words, str(tmp_path)]) == 2
 
 
-def test_what_says_the_error_goes_with_the_model(quantized_run: Path, tmp_path: Path) -> None:
-    """Mutations: under the other's name in the manifest; a folder that holds none."""
+def test_what_says_the_error_goes_with_the_model(quantized_run, tmp_path, capsys) -> None:
+    """Mutations: under the other's name in the manifest; a folder that holds none; one that was
+    trained on another model's images."""
     run, folder = tmp_path / "expected_error", tmp_path / "models"
     run.mkdir()
     nothing = np.zeros(expected_error.FEATURES, np.float32)
@@ -89,6 +90,9 @@ def test_what_says_the_error_goes_with_the_model(quantized_run: Path, tmp_path: 
     beside = folder / "learn2sofi-0.1.0.expected_error.json"
     assert json.loads(beside.read_text()) == {"stacks": 7}
     assert main([*words, str(tmp_path)]) == 2
+    (run / "expected_error.json").write_text(json.dumps({"training": {"seed": 99}}))
+    assert main([*words, str(run)]) == 2
+    assert "another model's images" in capsys.readouterr().err
 
 
 def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
