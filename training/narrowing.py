@@ -20,14 +20,13 @@ from ai_edge_litert import schema_py_generated as schema
 from training.network import (
     ACTIVATION_RANGE,
     CELL_RANGE,
-    FLUCTUATION_RANGE,
     GATE_RANGE,
     HIDDEN_RANGE,
-    PRODUCT_RANGE,
     SCALE_RANGE,
     SUMMAND_RANGE,
 )
 
+PRODUCT_RANGE = 2.0  # of simulated stacks' products, one in 10,000 is beyond 1.6
 BEYOND_RANGE = (0.0, 12.0)  # of the correction's second part: points up to 15 above the mean
 
 _RELU6 = schema.ActivationFunctionType.RELU6
@@ -54,7 +53,9 @@ def narrowed(model: bytes) -> bytes:
     kinds = _Kinds(parsed)
     _narrow_gates(graph, kinds)
     _set_state(parsed, graph, kinds)
-    _set_fluctuation(graph, kinds)
+    for product in kinds.of(graph, "MUL"):
+        if kinds.feeds(graph, product, "CONV_2D"):
+            _limit(graph, product.outputs[0], PRODUCT_RANGE)
     _set_head(graph, kinds)
     _set_beyond(graph, kinds)
     _follow_enlarging(graph, kinds)
@@ -137,18 +138,6 @@ def _set_state(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
     for update in kinds.of(graph, "MUL"):
         if update.outputs[0] in cell.inputs:
             _set_range(graph, update.outputs[0], *CELL_RANGE)
-
-
-def _set_fluctuation(graph: Graph, kinds: _Kinds) -> None:
-    """Give the fluctuation and its products their ranges."""
-    for arranged in kinds.of(graph, "SPACE_TO_DEPTH"):
-        for difference in kinds.of(graph, "SUB"):
-            if difference.outputs[0] == arranged.inputs[0]:
-                for tensor in (arranged.inputs[0], arranged.outputs[0]):
-                    _set_range(graph, tensor, *FLUCTUATION_RANGE)
-    for product in kinds.of(graph, "MUL"):
-        if kinds.feeds(graph, product, "CONV_2D"):
-            _set_range(graph, product.outputs[0], *PRODUCT_RANGE)
 
 
 def _set_head(graph: Graph, kinds: _Kinds) -> None:

@@ -101,8 +101,6 @@ SIZE_MULTIPLE = FOLD  # of the frame's height and width
 UPSAMPLING = 2
 FRAME_RANGE = (-1.0, 4.0)  # normalized; beyond it an int8 step saturates
 MEAN_RANGE = (-0.2, 2.5)  # the same of the mean
-FLUCTUATION_RANGE = (-2.0, 3.1)  # of simulated ones, one in 100,000 is beyond
-PRODUCT_RANGE = (-2.0, 2.0)  # of simulated stacks' products, one in 10,000 is beyond 1.6
 INT8_STEPS = 255
 CELL_RANGE = (-1.0, 1.0)  # and of what is added to it, in the same steps
 HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
@@ -468,12 +466,11 @@ class Step(keras.Model):
         """Take one frame into the state; returns (h', c').
 
         In training, `rounded` shows the cell the steps of int8: what would add less than half a
-        step to it adds nothing, and a product of less than half of its own is none.
+        step to it adds nothing.
         """
-        fluctuation = rounded(ops.subtract(frame, mean), FLUCTUATION_RANGE)
-        fluctuation = ops.space_to_depth(fluctuation, FOLD)  # (B, H/2, W/2, 4)
+        fluctuation = ops.space_to_depth(ops.subtract(frame, mean), FOLD)  # (B, H/2, W/2, 4)
         left, right = ops.split(self.factors(fluctuation), 2, axis=-1)
-        products = rounded(ops.multiply(left, right), PRODUCT_RANGE)  # (B, H/2, W/2, 4 products)
+        products = ops.multiply(left, right)  # (B, H/2, W/2, 4 products)
         x = [fluctuation, ops.space_to_depth(mean, FOLD)]
         gates = ops.add(self.gates_frame(x), self.gates_products(products))
         gates = ops.add(gates, self.gates_hidden(h))  # (B, H/2, W/2, 3 x 4 filters)

@@ -5,15 +5,13 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from training.narrowing import BEYOND_RANGE, narrowed, operator_names
+from training.narrowing import BEYOND_RANGE, PRODUCT_RANGE, narrowed, operator_names
 from training.network import (
     ACTIVATION_RANGE,
     CELL_RANGE,
-    FLUCTUATION_RANGE,
     GATE_RANGE,
     HIDDEN_RANGE,
     LOWEST,
-    PRODUCT_RANGE,
     SCALE_RANGE,
     SUMMAND_RANGE,
     USUAL,
@@ -75,9 +73,11 @@ def test_ranges_are_those_of_the_gates_and_of_the_training(wide):
     their calibration, which a brighter sample leaves."""
     before, after = ranges(wide), ranges(narrowed(wide))
     changed = {after[index] for index in before if after[index] != pytest.approx(before[index])}
-    cell = (FLUCTUATION_RANGE, PRODUCT_RANGE, GATE_RANGE, CELL_RANGE, HIDDEN_RANGE)
-    head = (ACTIVATION_RANGE, SUMMAND_RANGE, SCALE_RANGE, BEYOND_RANGE)
-    halves = {round((high - low) / 2, 3) for low, high in (*cell, *head)}
+    products = (-PRODUCT_RANGE, PRODUCT_RANGE)
+    head = (products, ACTIVATION_RANGE, SUMMAND_RANGE, SCALE_RANGE, BEYOND_RANGE)
+    halves = {
+        round((high - low) / 2, 3) for low, high in (GATE_RANGE, CELL_RANGE, HIDDEN_RANGE, *head)
+    }
     assert {round(limit, 3) for limit in changed} == halves
     assert operators(narrowed(wide)) == operators(wide)
 

@@ -10,10 +10,7 @@ import pytest
 
 from training.__main__ import COMMANDS, main
 
-KNOWN = (
-    "base, limit, limit_twin, mean, original, original_drawn, original_network, refine, "
-    "refine_twin, smoke, twin"
-)
+KNOWN = "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin"
 """Settings files, as a missing one is answered."""
 
 

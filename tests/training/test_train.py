@@ -21,10 +21,7 @@ from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.train import Run
 
-KNOWN = (
-    "base, limit, limit_twin, mean, original, original_drawn, original_network, refine, "
-    "refine_twin, smoke, twin"
-)
+KNOWN = "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin"
 """Settings files, as a missing one is answered."""
 
 ORIGINAL = """architecture = "original"
