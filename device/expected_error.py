@@ -17,7 +17,7 @@ import numpy as np
 from device.small_networks import SmallNetworks
 
 LIMIT = 4.0  # of a feature, in standard deviations of the training
-LOG_RANGE = (-6.0, 2.0)  # of the logarithm of the normalized error
+LOG_RANGE = (-5.0, 2.0)  # of the logarithm of the normalized error; below is nothing to say
 FEATURES = 15
 PIXELS_AT_ONCE = 8192  # so few stay in a processor's cache: eight times as fast as all together
 _USUAL_PSF_PX = 1.4  # in the place of a width that nobody knows
