@@ -2,9 +2,10 @@
 
 What is drawn errs where it is bright, steep, noisy, or much sharper than what was seen. All that is
 known of this beside an image (`features`) goes, pixel by pixel, through a small network that was
-trained on simulated stacks and their truth (`training/expected_error.py`); it says the standard
-deviation of what the image is off by. It judges images that are like those of its training: what
-the forward model does not have, it does not know of either.
+trained on simulated stacks and their truth (`training/expected_error.py`); it says within which
+error `PART` of such pixels are, as one standard error does of what is normally distributed. The
+others may be far off: where two emitters were drawn as one, both places are. It judges images that
+are like those of its training; what the forward model does not have, it does not know of either.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 from device.small_networks import SmallNetworks
 
 LIMIT = 4.0  # of a feature, in standard deviations of the training
-LOG_RANGE = (-5.0, 2.0)  # of the logarithm of the normalized error; below is nothing to say
+PART = 0.68  # of the pixels are off by less
+FLOOR = 0.005  # of what is normalized to 1: errors below it are alike
+LOG_RANGE = (-6.0, 2.0)  # of the logarithm of floor and error
 FEATURES = 15
 PIXELS_AT_ONCE = 8192  # so few stay in a processor's cache: eight times as fast as all together
 _USUAL_PSF_PX = 1.4  # in the place of a width that nobody knows
@@ -85,12 +88,12 @@ def _enlarged(image: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 class ErrorEstimator(SmallNetworks):
-    """A network that is the same for every pixel; it makes the logarithm of the error."""
+    """A network that is the same for every pixel; it makes the logarithm of floor and error."""
 
     def estimate(
         self, image: np.ndarray, mean: np.ndarray, std: np.ndarray, psf_sigma_px: float | None
     ) -> np.ndarray:
-        """Say the standard error of each pixel, (2H, 2W), normalized; see `features`."""
+        """Say the error of each pixel, (2H, 2W), normalized; see `features`."""
         planes = features(image, mean, std, psf_sigma_px)
         rows = max(1, PIXELS_AT_ONCE // image.shape[1])
         strips = (slice(begin, begin + rows) for begin in range(0, len(image), rows))
@@ -101,12 +104,12 @@ class ErrorEstimator(SmallNetworks):
         return self.of_features(found.reshape(-1, FEATURES)).reshape(found.shape[:2])
 
     def of_features(self, found: np.ndarray) -> np.ndarray:
-        """Say the standard errors, (N,), from `features`, (N, n)."""
+        """Say the errors, (N,), from `features`, (N, n)."""
         x = np.clip((found - self.centre) / self.spread, -LIMIT, LIMIT)
         for kernel, bias in zip(self.kernels[:-1], self.biases[:-1], strict=True):
             x = np.maximum(x @ kernel + bias, 0)
         (log_error,) = (x @ self.kernels[-1] + self.biases[-1]).T
-        return np.exp(np.clip(log_error, *LOG_RANGE)).astype(np.float32)
+        return np.maximum(np.exp(np.clip(log_error, *LOG_RANGE)) - FLOOR, 0).astype(np.float32)
 
 
 def load(content: bytes) -> ErrorEstimator:

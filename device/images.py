@@ -27,7 +27,7 @@ UNITS = {
     "mean": "ADU",
     "std": "ADU",
     "reconstruction": "ADU above background",
-    "error": "ADU, one standard error of the reconstruction",
+    "error": "ADU, error that 68 % of such pixels are within",
 }
 _PNG_SIGNATURE_AND_HEADER_BYTES = 8 + 25
 

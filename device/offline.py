@@ -31,7 +31,7 @@ from device.stack import MIN_FRAMES, Stack, open_stack
 
 log = logging.getLogger(__name__)
 
-CHANNELS = ("reconstruction", "standard error")
+CHANNELS = ("reconstruction", "error (68 %)")
 """Of a file with errors; an error that is not known is NaN."""
 
 
@@ -63,8 +63,8 @@ class Job:
     pixel_size_um : float or None
         Side of an input pixel in um; None is what the stack tells.
     error : bool
-        With a second channel: one standard error of each pixel, NaN where it is not known, as of
-        fewer frames than a window has.
+        With a second channel: the error that 68 % of such pixels are within, NaN where it is not
+        known, as of fewer frames than a window has.
     """
 
     source: Path
@@ -268,7 +268,9 @@ def _annotations(job: Job, step: Step, selection: _Selection) -> dict[str, Any]:
         "psf_sigma_px": told_psf(step, job.psf_sigma_px),
         "normalization": step.manifest.normalization.model_dump_json(),
         "unit": "input counts above background",
-        "error_unit": "input counts, one standard error" if job.error else None,
+        "error_unit": "input counts, error that 68 % of such pixels are within"
+        if job.error
+        else None,
     }
 
 

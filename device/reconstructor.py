@@ -350,7 +350,7 @@ def error_inputs(
 
 
 def said_error(step: Step, result: Reconstruction) -> np.ndarray | None:
-    """Say how far each pixel of a result may be off: one standard error, (2H, 2W), ADU.
+    """Say how far each pixel of a result may be off, (2H, 2W), ADU: 68 % are off by less.
 
     None where the model does not say it, where all is even, and of fewer frames than a window has,
     which it never saw. Of a stream it says what a window would be off by.

@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from device.errors import UserError
+from device.expected_error import FLOOR, PART
 from device.model import MODELS_DIR, load_step, newest_model
 from device.reconstructor import reconstruct_window
 from training.example import judged_pixels
@@ -26,17 +27,28 @@ PIXELS = 4000  # of each stack
 DECILES = 10
 
 Content = dict[str, Any]
-Groups = list[tuple[float, float]]
+Groups = list[tuple[float, float, float]]
 
 
 def deciles(expected: np.ndarray, errors: np.ndarray) -> Groups:
-    """Compare expected with actual errors: the rms of both in each tenth, by the expected."""
+    """Compare expected with actual errors, in each tenth of the pixels by the expected.
+
+    Returns
+    -------
+    list of tuple of float
+        Median of what was expected; the error that `PART` of the pixels are within; the part of
+        them that is within what was expected.
+    """
+    off = np.abs(errors)
     groups = np.array_split(np.argsort(expected), DECILES)
-    return [(_rms(expected[group]), _rms(errors[group])) for group in groups]
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
+    return [
+        (
+            float(np.median(expected[group])),
+            float(np.quantile(off[group], PART)),
+            float(np.mean(off[group] <= expected[group] + FLOOR)),
+        )
+        for group in groups
+    ]
 
 
 def decile_table(found: dict[str, Groups]) -> str:
@@ -44,8 +56,10 @@ def decile_table(found: dict[str, Groups]) -> str:
     head = ["tenth of the pixels, by the expected error", *(str(k + 1) for k in range(DECILES))]
     rows = []
     for kind, groups in found.items():
-        for name, values in zip(("expected", "actual"), zip(*groups, strict=True), strict=True):
-            rows.append([f"{kind}: {name}, %", *(f"{100 * value:.1f}" for value in values)])
+        expected, actual, within = np.array(groups).T
+        rows.append([f"{kind}: expected, %", *(f"{100 * value:.1f}" for value in expected)])
+        rows.append([f"{kind}: actual, %", *(f"{100 * value:.1f}" for value in actual)])
+        rows.append([f"{kind}: pixels within", *(f"{value:.0%}" for value in within)])
     return table(head, rows)
 
 
@@ -55,8 +69,9 @@ def measure(model: Path | None = None, cache: Path = DEFAULT_CACHE) -> Content:
     Returns
     -------
     dict
-        ``model``; ``deciles``: kind of stack to the expected and actual errors of each tenth of
-        the pixels taken, normalized; ``stacks``: of each stack its kind and both over its pixels.
+        ``model``; ``deciles``: kind of stack to what `deciles` says of the pixels taken;
+        ``stacks``: of each stack its kind, the means of what was expected and of the error's size,
+        both normalized, and the part of its pixels that is within.
 
     Raises
     ------
@@ -75,7 +90,9 @@ def measure(model: Path | None = None, cache: Path = DEFAULT_CACHE) -> Content:
         found, errors = judged_pixels(result, stack.target, PIXELS, number)
         expected = estimator.of_features(found)
         pixels.setdefault(kind, []).append((expected, errors))
-        of_stacks.append([kind, round(_rms(expected), 4), round(_rms(errors), 4)])
+        off = np.abs(errors)
+        found_here = expected.mean(), off.mean(), np.mean(off <= expected + FLOOR)
+        of_stacks.append([kind, *(round(float(each), 4) for each in found_here)])
     joined = {kind: map(np.concatenate, zip(*pairs, strict=True)) for kind, pairs in pixels.items()}
     found_deciles = {kind: deciles(*pair) for kind, pair in joined.items()}
     return {"model": step.sha256, "deciles": found_deciles, "stacks": of_stacks}
@@ -84,27 +101,28 @@ def measure(model: Path | None = None, cache: Path = DEFAULT_CACHE) -> Content:
 SECTION = """
 ### How far an image may be off
 
-`reconstruct --error`, the page (*Error*) and `/snapshot.tif?view=error` say one standard error of
-each pixel, as simulated stacks taught a small network (`device/expected_error.py`). On the frozen
-stacks, {pixels} pixels of each, in percent of what is normalized to 1 (about the image's 99.5th
-percentile); the root mean square of what was expected, and of image less truth. Stack by stack the
-actual error is {median:.2f} times the expected one (median; from {low:.2f} to {high:.2f}); the two
-have a rank correlation of {correlation:.2f} (`python -m training calibration`). Windows of {frames}
-frames are judged; a stream is told what a window would be off by, fewer frames nothing.
+`reconstruct --error`, the page (*Error*) and `/snapshot.tif?view=error` say of each pixel within
+which error {part:.0%} of such pixels are, as simulated stacks taught a small network
+(`device/expected_error.py`). On the frozen stacks, {pixels} pixels of each, in percent of what is
+normalized to 1 (about the image's 99.5th percentile); *actual* is the error that {part:.0%} are
+within. Stack by stack {median:.0%} of the pixels are within what was expected (median; from
+{low:.0%} to {high:.0%}); the mean of what was expected and the mean error of the stacks have a rank
+correlation of {correlation:.2f} (`python -m training calibration`). Windows of {frames} frames are
+judged; a stream is told what a window would be off by, fewer frames nothing.
 
 {deciles}"""
 
 
 def section(content: Content) -> str:
     """Write the model card's section, Markdown."""
-    expected, actual = np.array([each[1:] for each in content["stacks"]], float).T
-    ratios = actual / expected
+    expected, actual, within = np.array([each[1:] for each in content["stacks"]], float).T
     return SECTION.format(
+        part=PART,
         pixels=PIXELS,
         frames=FRAMES,
-        median=np.median(ratios),
-        low=ratios.min(),
-        high=ratios.max(),
+        median=np.median(within),
+        low=within.min(),
+        high=within.max(),
         correlation=stats.spearmanr(expected, actual).statistic,
         deciles=decile_table(content["deciles"]),
     )
