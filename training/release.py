@@ -19,7 +19,7 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.model import EMBEDDED_NAME, MODELS_DIR, load_step
+from device.model import EMBEDDED_NAME, MODELS_DIR
 from training import (
     accuracy,
     calibration,
@@ -235,8 +235,8 @@ def evaluate_pair(
     trained : dict of str to callable, optional
         Networks to compare with, see `training.evaluate.trained_methods`.
     """
-    entries = json.loads(manifest_path.read_text())["files"]
-    files = {form: manifest_path.with_name(entry["file"]) for form, entry in entries.items()}
+    named = json.loads(manifest_path.read_text())
+    files = {form: manifest_path.with_name(each["file"]) for form, each in named["files"].items()}
     steps = evaluate.load_steps(list(files.values()))
     folder.mkdir(parents=True, exist_ok=True)
     cache = evaluate.frozen.DEFAULT_CACHE
@@ -246,7 +246,7 @@ def evaluate_pair(
         evaluate.report_measured(steps, folder, measured, trained)
         judged = json.loads((folder / "measured.json").read_text())
     content = model_card.condensed(json.loads((folder / "frozen.json").read_text()), judged)
-    content |= further(files, folder, measured)
+    content |= further(files, folder, measured, "expected_error" in named)
     scores = accuracy.own_scores(folder / "frozen.json")
     found = accuracy.measure(manifest_path.parent, frames, os.cpu_count() or 1, scores)
     accuracy.report(found, folder)
@@ -257,7 +257,9 @@ def evaluate_pair(
         shutil.copyfile(folder / f"{name}.png", manifest_path.with_suffix(f".{name}.png"))
 
 
-def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> dict[str, Any]:
+def further(
+    files: Mapping[str, Path], folder: Path, measured: Path | None, tells_error: bool = False
+) -> dict[str, Any]:
     """Measure resolution, sweeps, lattice, location, speed and the expected error, if it is said.
 
     Their reports go into a folder, too.
@@ -276,7 +278,7 @@ def further(files: Mapping[str, Path], folder: Path, measured: Path | None) -> d
         "speed": speed.measure(files["int8"]),
     }
     modules = [resolution, sweeps, lattice, location, speed]
-    if load_step(files["int8"]).expected_error is not None:
+    if tells_error:
         found["calibration"] = calibration.measure(files["int8"])
         modules.append(calibration)
     for module in modules:

@@ -174,19 +174,28 @@ def test_the_grid(reconstruct, tmp_path, place):
     np.testing.assert_allclose((np.array(found) + 0.5) / 2 - 0.5, place, atol=0.05)
 
 
-@pytest.mark.parametrize(("options", "images"), [((), 1), (("--every", 12), 3)])
-def test_the_error_is_a_second_channel(tmp_path, out, options, images):
-    """Mutations: the channels exchanged; an option that does nothing; counts of another unit."""
+@pytest.mark.parametrize(
+    ("options", "known"), [((), [True]), (("--every", 12), [False, False, True])]
+)
+def test_the_error_is_a_second_channel(tmp_path, out, options, known):
+    """Mutations: the channels exchanged; an option that does nothing; normalized values for counts;
+    a guess for fewer frames than a window has."""
     rng = np.random.default_rng(3)
     data = rng.poisson(gradient() + 200 * (rng.random((H, W)) > 0.97)).astype(np.uint16)
     source = str(write(tmp_path / "a.tif", data))
     assert main(["reconstruct", source, str(out), *map(str, options)]) == 0
     alone = tifffile.imread(out)
     assert main(["reconstruct", source, str(out), "--error", *map(str, options)]) == 0
-    both = tifffile.imread(out).reshape(images, 2, 2 * H, 2 * W)
-    np.testing.assert_array_equal(both[:, 0], alone.reshape(images, 2 * H, 2 * W))
-    assert (both[:, 1] > 0).all()
-    assert 0.1 < np.median(both[:, 1]) < 0.5 * both[:, 0].max()
+    both = tifffile.imread(out).reshape(len(known), 2, 2 * H, 2 * W)
+    np.testing.assert_array_equal(both[:, 0], alone.reshape(len(known), 2 * H, 2 * W))
+    for (image, error), is_known in zip(both, known, strict=True):
+        assert np.isfinite(error).all() == np.isfinite(error).any() == is_known
+        assert not is_known or 1 < error.max() < image.max()
+
+
+def test_an_error_that_the_model_does_not_tell_is_refused(refusal, stack):
+    """Mutation: a channel of nothing."""
+    assert "does not say how far it may be off" in refusal(stack, "--error")
 
 
 def test_a_constant_stack_is_a_constant_image(reconstruct, tmp_path, caplog):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from device import expected_error
-from device.expected_error import FEATURES, ErrorEstimator, features
+from device.expected_error import FEATURES, FLOOR, ErrorEstimator, features
 from device.model import MODELS_DIR, ModelError, load_step, newest_model
 from device.reconstructor import reconstruct_window, said_error
 from training import scenes
@@ -99,15 +99,16 @@ def test_a_damaged_estimator_is_refused_and_a_missing_one_is_said(tmp_path, capl
 
 @pytest.mark.parametrize("kind", scenes.KINDS)
 def test_the_error_that_is_said_is_about_the_error_that_there_is(kind):
-    """Mutations: counts for normalized values, or the other way round; a variance for a deviation.
+    """Mutations: counts for normalized values, or the other way round; no floor.
 
-    Measured over whole fields: see the model card; here a factor of three either way.
+    68 % of such pixels are to be within; on these scenes, which are smoother than most of the
+    training's, more are, and what is said is up to four times the mean error.
     """
     rng = np.random.default_rng(11)
     scene = scenes.draw_scene(kind, 64, rng)
     frames = np.stack([*islice(scene.frames(rng), WINDOW)])
     step = load_step()
     result = reconstruct_window(step, frames)
-    actual = np.sqrt(np.mean((result.image - scene.truth()) ** 2))
-    said = np.sqrt(np.mean(said_error(step, result) ** 2))
-    assert 1 / 3 < actual / said < 3
+    off, said = np.abs(result.image - scene.truth()), said_error(step, result)
+    assert np.mean(off <= said + FLOOR * result.scaling.scale) > 0.6
+    assert 1 / 3 < said.mean() / off.mean() < 6
