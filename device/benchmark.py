@@ -11,10 +11,12 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from device.camera import Frame
+from device.expected_error import ErrorEstimator
 from device.model import MODELS_DIR, ModelError, Step, load_step, newest_model
 from device.reconstructor import Reconstructor, constant_inputs, padded_size
 from device.ring_buffer import RingBuffer
@@ -43,7 +45,8 @@ def benchmark(
     dict
         ``machine``, ``size_px``, ``threads``; ``step_ms``, ``carried_ms`` and ``frame_ms``, medians
         by form, of a step, of one without an image, and of a step with statistics, normalization
-        and copies; ``float32_over_int8``, the ratio of the steps' medians.
+        and copies; ``error_ms``, the same of saying how far an image may be off, where the model
+        does; ``float32_over_int8``, the ratio of the steps' medians.
 
     Raises
     ------
@@ -56,15 +59,17 @@ def benchmark(
         calls["frame_ms", form] = _frame_call(step, size)
         calls["step_ms", form] = step_call(step, size)
         calls["carried_ms", form] = step_call(step, size, image=False)
+        if step.expected_error is not None:
+            calls["error_ms", form] = _error_call(step, step.expected_error, size)
     medians = _in_turns(calls)
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "size_px": list(size),
         "threads": threads,
         "models": {form: step.name for form, step in steps.items()},
     }
-    for what in ("step_ms", "carried_ms", "frame_ms"):
-        result[what] = {form: round(medians[what, form], 4) for form in steps}
+    for what, form in calls:
+        result.setdefault(what, {})[form] = round(medians[what, form], 4)
     if len(steps) == len(_FORMS):
         ratio = medians["step_ms", "float32"] / medians["step_ms", "int8"]
         result["float32_over_int8"] = round(ratio, 2)
@@ -89,6 +94,16 @@ def step_call(step: Step, size: tuple[int, int], image: bool = True) -> Callable
     for name in step.manifest.inputs.keys() - inputs.keys():  # frame, mean, previous
         inputs[name] = rng.random((1, *padded, 1), np.float32)
     return lambda: step.run(inputs, image)
+
+
+def _error_call(
+    step: Step, estimator: ErrorEstimator, size: tuple[int, int]
+) -> Callable[[], object]:
+    """Say the error of an image of noise, which takes as long as any."""
+    rng, upsampling = np.random.default_rng(0), step.manifest.upsampling
+    mean, std = rng.random((2, *size), np.float32)
+    image = rng.random((upsampling * size[0], upsampling * size[1]), np.float32)
+    return lambda: estimator.estimate(image, mean, std, None)
 
 
 def _frame_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:

@@ -22,7 +22,7 @@ def test_figures_of_both_forms(tmp_path, capsys):
     assert cli.main(["benchmark", "--size", "32", "--json", str(path)]) == 0
     figures = json.loads(path.read_text())
     assert json.loads(capsys.readouterr().out) == figures
-    for what in ("step_ms", "carried_ms", "frame_ms"):
+    for what in ("step_ms", "carried_ms", "frame_ms", "error_ms"):
         assert set(figures[what]) == {"int8", "float32"}
     assert len(set(figures["models"].values())) == 2
     ratio = figures["step_ms"]["float32"] / figures["step_ms"]["int8"]
