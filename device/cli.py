@@ -184,7 +184,8 @@ def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--error",
         action="store_true",
-        help="add a channel: how far each pixel may be off, in counts (68 %% are off by less)",
+        help="add a channel: how far each pixel may be off, in counts; 68 %% of such pixels are "
+        "off by less",
     )
     optics = parser.add_argument_group("optics, for models that ask for the PSF's width")
     optics.add_argument("--psf-sigma-px", type=_positive, metavar="S", help="sigma of the PSF")

@@ -3,7 +3,7 @@
 What is drawn errs where it is bright, steep, noisy, or much sharper than what was seen. All that is
 known of this beside an image (`features`) goes, pixel by pixel, through a small network that was
 trained on simulated stacks and their truth (`training/expected_error.py`); it says within which
-error `PART` of such pixels are, as one standard error does of what is normally distributed. The
+error `PART` of such pixels are, as one standard deviation does of what is normally distributed. The
 others may be far off: where two emitters were drawn as one, both places are. It judges images that
 are like those of its training; what the forward model does not have, it does not know of either.
 """

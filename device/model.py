@@ -421,11 +421,11 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
         content = _read_listed(beside, "model file", manifest.recurrences, manifest_path)
         recurrence = _interpreter(beside, content, *options)
     finds_psf = _small_networks(
-        *(path, manifest.psf_width, manifest_path, psf_width.load),
+        *(path, "PSF width estimator", manifest.psf_width, manifest_path, psf_width.load),
         without="a PSF whose width nobody gives stays unknown",
     )
     tells_error = _small_networks(
-        *(path, manifest.expected_error, manifest_path, expected_error.load),
+        *(path, "error estimator", manifest.expected_error, manifest_path, expected_error.load),
         without="how far an image may be off stays unknown",
     )
     of_file = interpreter, path.stem, sha256, path.parent
@@ -434,6 +434,7 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
 
 def _small_networks(
     path: Path,
+    what: str,
     entry: ModelFile | None,
     manifest_path: Path,
     load: Callable[[bytes], Any],
@@ -446,7 +447,7 @@ def _small_networks(
     if not beside.exists():
         _log.warning("%s is not there: %s", beside, without)
         return None
-    content = _read_listed(beside, "file", {"": entry}, manifest_path)
+    content = _read_listed(beside, what, {what: entry}, manifest_path)
     try:
         return load(content)
     except ValueError as error:

@@ -31,7 +31,7 @@ from device.stack import MIN_FRAMES, Stack, open_stack
 
 log = logging.getLogger(__name__)
 
-CHANNELS = ("reconstruction", "error (68 %)")
+CHANNELS = ("reconstruction", "expected error")
 """Of a file with errors; an error that is not known is NaN."""
 
 
@@ -280,6 +280,7 @@ def _noting_scales(
     """Yield the images, and what a step says of their errors; note each one's scale."""
     backgrounds, scales, verdicts = [], [], []
     found: list[PsfEstimate | None] = []
+    unknown = 0
     told: list[float | None] = []
     for result in results:
         backgrounds.append(round(result.scaling.background, 4))
@@ -290,7 +291,13 @@ def _noting_scales(
         yield result.image
         if with_error_of is not None:
             error = said_error(with_error_of, result)
+            unknown += error is None
             yield np.full_like(result.image, np.nan) if error is None else error
+    if unknown and with_error_of is not None:
+        log.warning(
+            "the error of %d of %d images is not known (NaN): it takes %d frames and some contrast",
+            *(unknown, len(scales), with_error_of.manifest.frames),
+        )
     annotations["background_adu"] = json.dumps(backgrounds)
     annotations["scale_adu"] = json.dumps(scales)
     if known := [each for each in found if each is not None]:

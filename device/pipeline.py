@@ -11,7 +11,8 @@ mode the frames that came while a window was computed all enter the buffer befor
 begins.
 
 One lock guards the accounts, the queue, the results and the buffer against `push`. Only short work
-is done under it: the standard deviation that somebody looks at is computed outside, of copied sums.
+is done under it: what is computed because somebody looks at it (standard deviation, error) is
+computed outside, of copied sums.
 
 What a thread did not foresee ends the pipeline: it is told by `fault`, and raised on in its thread.
 """
@@ -291,7 +292,7 @@ class Pipeline:
         self._psf_wanted_px: float | None = None  # while running, instead of both
         self._psf_known_px: float | None = None  # to the reconstructor; else it looks for it
         self._changed = threading.Condition()
-        self._looking = threading.Lock()  # one std at a time
+        self._looking = threading.Lock()  # one std or error at a time
         self._queue: deque[_Arrival] = deque()
         self._buffer: RingBuffer | None = None
         self._newest: Frame | None = None

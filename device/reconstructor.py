@@ -65,7 +65,8 @@ class Reconstruction:
     psf_found : PsfEstimate or None
         What was found in the frames, where nobody gave a width.
     sums : Sums or None
-        Of the frames it was made from (in a stream of the last ones); what `said_error` needs.
+        Of the frames it was made from (in a stream of the last ones): what its error is judged by,
+        on the device and in training.
     """
 
     image: np.ndarray

@@ -177,7 +177,7 @@ class RingBuffer:
     def mean(self) -> np.ndarray:
         """Mean of the frames held, (H, W) float32; read-only, zeros for an empty buffer."""
         if self._mean is None:
-            mean = (self._sum / max(1, len(self))).astype(np.float32)  # (H, W)
+            mean = Sums(len(self), self._sum, self._sum_sq).mean()  # (H, W)
             mean.flags.writeable = False
             self._mean = mean
         return self._mean
@@ -190,7 +190,7 @@ class RingBuffer:
         return Sums(len(self), self._sum, self._sum_sq).std()
 
     def sums(self) -> Sums:
-        """Copy the sums, (H, W), for who computes `std` while frames go on coming."""
+        """Copy the sums, (H, W), for who computes of them while frames go on coming."""
         return Sums(len(self), self._sum.copy(), self._sum_sq.copy())
 
     def standard_error(self) -> float:

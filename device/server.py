@@ -272,6 +272,8 @@ def _newest(pipeline: Pipeline, name: ViewName) -> View:
     if view is None:
         _check_told(pipeline, name)
         reason = f"There is no image of '{name}' yet; ask again when frames have come."
+        if name == "error":
+            reason = "The error is not known yet: it takes a full window of frames, and contrast."
         raise HTTPException(503, reason, headers={"Retry-After": "1"})
     return view
 

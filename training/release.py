@@ -175,10 +175,8 @@ def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
     UserError
         The folder is not one that the command wrote, or it judges another model.
     """
-    path, content = (
-        manifest_path.with_suffix(f".{command}.npz"),
-        json.loads(manifest_path.read_text()),
-    )
+    path = manifest_path.with_suffix(f".{command}.npz")
+    content = json.loads(manifest_path.read_text())
     try:
         shutil.copyfile(run / f"{command}.npz", path)
         shutil.copyfile(run / f"{command}.json", path.with_suffix(".json"))

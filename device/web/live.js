@@ -12,7 +12,7 @@ const STATE_EVERY_MS = 500;
 const CONTROLS_EVERY_MS = 1000;
 const RATE_OVER_MS = 3000;
 const LAYOUTS = { all: ["raw", "mean", "reconstruction"], compare: ["mean", "reconstruction"], error: ["reconstruction", "error"] };
-const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction)
+const TOGETHER_MS = 60; // so long a result waits for its last view (the first frame has no reconstruction, a warming window no error)
 
 const stage = document.getElementById("stage");
 const panels = new Map([...document.querySelectorAll(".panel")].map((figure) => [figure.dataset.view, new Panel(figure)]));
@@ -99,6 +99,7 @@ function show(news) {
   state = news;
   writeStatus(state, screenRate());
   element("error-choice").hidden = !state.tells_error;
+  stage.toggleAttribute("data-warming", state.warming); // the error shown is of what was seen before
   if (!state.tells_error && wanted.includes("error")) setLayout("all"); // another model than before
   for (const panel of panels.values()) panel.writeLevels();
   const mode = document.querySelector(`[name=mode][value=${state.mode}]`);

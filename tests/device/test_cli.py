@@ -177,7 +177,7 @@ def test_the_grid(reconstruct, tmp_path, place):
 @pytest.mark.parametrize(
     ("options", "known"), [((), [True]), (("--every", 12), [False, False, True])]
 )
-def test_the_error_is_a_second_channel(tmp_path, out, options, known):
+def test_the_error_is_a_second_channel(tmp_path, out, options, known, caplog):
     """Mutations: the channels exchanged; an option that does nothing; normalized values for counts;
     a guess for fewer frames than a window has."""
     rng = np.random.default_rng(3)
@@ -186,6 +186,7 @@ def test_the_error_is_a_second_channel(tmp_path, out, options, known):
     assert main(["reconstruct", source, str(out), *map(str, options)]) == 0
     alone = tifffile.imread(out)
     assert main(["reconstruct", source, str(out), "--error", *map(str, options)]) == 0
+    assert ("the error of 2 of 3 images is not known" in caplog.text) != all(known)
     both = tifffile.imread(out).reshape(len(known), 2, 2 * H, 2 * W)
     np.testing.assert_array_equal(both[:, 0], alone.reshape(len(known), 2 * H, 2 * W))
     for (image, error), is_known in zip(both, known, strict=True):

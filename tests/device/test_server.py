@@ -279,6 +279,46 @@ def test_the_error_of_a_model_that_does_not_tell_it_is_refused(scope, client):
     assert client.get("/api/state").json()["tells_error"] is False
 
 
+class Judging:
+    """Says that every pixel may be off by a tenth of what it is."""
+
+    def estimate(self, image, mean, std, psf_sigma_px):
+        return image / 10
+
+
+def test_an_error_is_served_as_other_views_are(scope, client, monkeypatch):
+    """Mutations: a unit that is not known; the image's own pixels; said before a window is full."""
+    monkeypatch.setattr(EnlargingStep, "expected_error", Judging())
+    scope.frames(4)
+    early = client.get("/snapshot.tif?view=error")
+    assert early.status_code == 503
+    assert "full window" in early.text
+    scope.frames(30)
+    image, error = (scope.pipeline.latest(view).array for view in ("reconstruction", "error"))
+    np.testing.assert_allclose(error, image / 10, rtol=1e-5)
+    with tifffile.TiffFile(io.BytesIO(client.get("/snapshot.tif?view=error").content)) as tif:
+        np.testing.assert_array_equal(tif.asarray(), error)
+        assert "68 %" in tif.shaped_metadata[0]["unit"]
+    png = client.get("/snapshot.png?view=error")
+    coded = cv2.imdecode(np.frombuffer(png.content, np.uint8), cv2.IMREAD_UNCHANGED)
+    scale, offset = (float(png.headers[f"Learn2SOFI-{key}"]) for key in ("Scale", "Offset"))
+    np.testing.assert_allclose(offset + scale * coded, error, atol=scale)
+
+
+def test_what_takes_long_is_fetched_last():
+    """Mutation: in the order asked for: what is fetched after the error is a newer image."""
+    asked = []
+
+    class Source:
+        def latest(self, name):
+            asked.append(name)
+            return View(name, np.zeros((2, 2)), 1, 1, 1, 1)
+
+    views = asyncio.run(Feed(Source()).latest(["error", "raw", "std", "reconstruction"]))
+    assert [view.view for view in views] == ["error", "raw", "std", "reconstruction"]
+    assert set(asked[:2]) == {"raw", "reconstruction"}
+
+
 def test_tiff_of_a_reconstruction_tells_how_it_was_made(scope, client):
     """Catches: the scaling dropped on the way; the daemon's mode of now instead of the image's."""
     scope.frames(4)

@@ -9,7 +9,7 @@ import pytest
 
 from device import expected_error as on_device
 from device.expected_error import FEATURES, PART
-from training import expected_error
+from training import expected_error, simulators
 from training.__main__ import main
 from training.calibration import decile_table, deciles, section
 from training.expected_error import trained
@@ -58,6 +58,13 @@ def test_the_card_says_how_often_it_is_off():
 def test_the_command_trains_and_says_of_what(tiny_settings, tmp_path, monkeypatch, capsys):
     """Mutations: a file that the device does not read; stacks of the training's own seeds."""
     monkeypatch.setattr(expected_error, "EPOCHS", 1)
+    collected, seeds = simulators.collected, []
+
+    def watched(one, given, workers):
+        seeds.extend(given)
+        return collected(one, given, workers)
+
+    monkeypatch.setattr(simulators, "collected", watched)
     run = tmp_path / "error"
     options = ["--settings", str(tiny_settings), "--run", str(run), "--workers", "0"]
     words = ["expected_error", *options, "--stacks"]
@@ -67,6 +74,7 @@ def test_the_command_trains_and_says_of_what(tiny_settings, tmp_path, monkeypatc
     assert estimator.estimate(image, image[::2, ::2], image[::2, ::2], None).shape == (64, 64)
     about = json.loads((run / "expected_error.json").read_text())
     assert (about["stacks"], about["seed"]) == (20, 3)
+    assert seeds[:2] == [(3, 5, 0), (3, 5, 1)]
     assert about["model"].endswith("int8")
     assert len(about["expected_actual_within"]) == 10
     assert main([*words, "19"]) == 2
