@@ -646,12 +646,11 @@ class Pipeline:
             if of is None or last is None or (shown is not None and shown.seq == of.seq):
                 return shown
             array = said_error(self._step, last)
-            view = None if array is None else replace(of, view="error", array=array)
+            if array is None:
+                return None
+            view = replace(of, view="error", array=array)
             with self._changed:
-                if view is None:
-                    self._views.pop("error", None)
-                else:
-                    self._views["error"] = view
+                self._views["error"] = view
             return view
 
     def _unsubscribe(self, callback: Callable[[], object]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+LOGGED_EVERY = 500  # stacks
+
 
 def start(workers: int) -> ProcessPoolExecutor | None:
     """Start so many processes; None for 0."""
@@ -23,10 +25,8 @@ def start(workers: int) -> ProcessPoolExecutor | None:
     return ProcessPoolExecutor(workers, context, initializer=_end_with_parent)
 
 
-def collected(
-    one: Callable[[Any], Any], seeds: Sequence[Any], workers: int, each: int = 500
-) -> list[Any]:
-    """Make something of each seed, in so many processes (0: this one), and log every `each`.
+def collected(one: Callable[[Any], Any], seeds: Sequence[Any], workers: int) -> list[Any]:
+    """Make something of each seed, in so many processes (0: this one), and log how far it is.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def collected(
         results = map(one, seeds) if pool is None else pool.map(one, seeds, chunksize=16)
         for k, result in enumerate(results, start=1):
             made += [] if result is None else [result]
-            if k % each == 0:
+            if k % LOGGED_EVERY == 0:
                 log.info("%d of %d stacks", k, len(seeds))
     finally:
         if pool is not None:
