@@ -192,12 +192,11 @@ class Validation:
 
 
 class Report(keras.callbacks.Callback):
-    """After every epoch: validate, log, keep the best weights and the checkpoint."""
+    """After every epoch: validate, log, keep the best weights and, where asked, the checkpoint."""
 
-    def __init__(self, run: Run, settings: TrainingSettings) -> None:
+    def __init__(self, run: Run, validation: Validation, checkpoints: bool = True) -> None:
         super().__init__()
-        self.run = run
-        self.validation = Validation(settings)
+        self.run, self.validation, self.checkpoints = run, validation, checkpoints
         self.board = TensorBoardLog(run.log)
         self.best_db = self._best_so_far()
 
@@ -236,7 +235,8 @@ class Report(keras.callbacks.Callback):
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
             write_text(self.run.folder / "best.json", json.dumps(found))
-        save_checkpoint(self.model, self.run.checkpoint)
+        if self.checkpoints:
+            save_checkpoint(self.model, self.run.checkpoint)
 
 
 def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> None:
@@ -248,7 +248,7 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
     )
-    report = Report(run, settings)
+    report = Report(run, Validation(settings))
     try:
         network.fit(
             data,
