@@ -2,14 +2,15 @@
 
 Back-propagation through time costs thirty times what one image does, and most of it for the cell.
 Here the cell stays: simulated stacks are played once through the released int8 step, as a device
-would, and the head alone learns from what it is given there. Two processor cores do in half an hour
-what would take them a day otherwise, and the head sees int8's own states instead of float ones.
+would, and the head alone learns from what it is given there. Two processor cores are enough, and
+the head sees int8's own states instead of float ones.
 
 A part of the stacks may be drawn by other settings, so that what they have is seen more often.
 
 The weights that are kept are an average over the last updates (Polyak and Juditsky, SIAM J. Control
-Optim. 30, 838, 1992). The run's folder is like one of `train`, to be quantized and released, but an
-interrupted run begins anew.
+Optim. 30, 838, 1992). The run's folder is like one of `train`, to be quantized (with
+``--head-gain 1``: the weights of a release are scaled already) and released. An interrupted run does
+not go on: name another folder.
 """
 
 from __future__ import annotations
