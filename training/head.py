@@ -9,8 +9,8 @@ A part of the stacks may be drawn by other settings, so that what they have is s
 
 The weights that are kept are an average over the last updates (Polyak and Juditsky, SIAM J. Control
 Optim. 30, 838, 1992). The run's folder is like one of `train`, to be quantized (with
-``--head-gain 1``: the weights of a release are scaled already) and released. An interrupted run does
-not go on: name another folder.
+``--head-gain 1``: the weights of a release are scaled already) and released. An interrupted run
+does not go on: name another folder.
 """
 
 from __future__ import annotations
