@@ -16,12 +16,11 @@ does not go on: name another folder.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -31,7 +30,6 @@ from device.errors import UserError
 from training import settings as settings_file
 from training import simulators
 from training.dataset import Arrays
-from training.loss import loss_with
 from training.network import (
     HIDDEN_RANGE,
     INT8_STEPS,
@@ -44,7 +42,14 @@ from training.network import (
 )
 from training.readings import ALSO, Player, Reading
 from training.settings import TrainingSettings
-from training.train import Report, Run, Validation, keep_memory
+from training.train import (
+    Report,
+    Run,
+    Validation,
+    compile_to_learn,
+    keep_memory,
+    weights_and_origin,
+)
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +100,7 @@ def batch_of(taken: Sequence[Reading], told: np.ndarray) -> tuple[Arrays, np.nda
     inputs = {
         "mean": np.stack([each.mean for each in taken]),
         "h": np.stack([each.h for each in taken]),
-        "psf_sigma_px": width[:, None].astype(np.float32),
+        "psf_sigma_px": width[:, None],
         "gain": np.array([[each.gain] for each in taken], np.float32),
     }
     return inputs, np.stack([each.truth for each in taken])[:, None].astype(np.float32)
@@ -122,7 +127,8 @@ class Readings(keras.utils.PyDataset):
         """Return a batch of the present epoch."""
         first = (self.epoch * self.length + index) * BATCH
         places = [divmod(first + k, len(self.found)) for k in range(BATCH)]
-        taken = [self.found[self._order(turn)[place]] for turn, place in places]
+        order = {turn: self._order(turn) for turn in {turn for turn, _ in places}}
+        taken = [self.found[order[turn][place]] for turn, place in places]
         rng = np.random.default_rng((self.seed, HEAD, 2, first))
         return batch_of(taken, rng.random(BATCH) < self.told_fraction)
 
@@ -155,26 +161,28 @@ def train(
     """Train a step's head; the report keeps the best weights."""
     keras.utils.set_random_seed(settings.seed)
     head = Head(step)
-    rate = keras.optimizers.schedules.CosineDecay(
-        LEARNING_RATE / 100,
-        max(1, updates - WARMUP),
-        alpha=0.01,
-        warmup_target=LEARNING_RATE,
-        warmup_steps=WARMUP,
-    )
-    optimizer = keras.optimizers.Adam(
-        rate, global_clipnorm=settings.clip_norm, use_ema=True, ema_momentum=AVERAGED
-    )
-    compiled = keras.backend.backend() == "jax"  # as in `training.train`
-    head.compile(optimizer, loss_with(settings.coarse_weight), jit_compile=compiled)
+    own = {"learning_rate": LEARNING_RATE, "updates": updates, "warmup_updates": WARMUP}
+    averaging = {"use_ema": True, "ema_momentum": AVERAGED}
+    compile_to_learn(head, settings.model_copy(update=own), **averaging)
     length = -(-updates // EPOCHS)
     data = Readings(found, length, settings.dataset.psf_told_fraction, settings.seed)
     averages = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
     head.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[averages, report])
 
 
-def released(manifest: Path) -> tuple[Step, TrainingSettings, Path, dict[str, Any]]:
-    """Load a released network's weights and settings, its int8 file and what it was made by.
+class Released(NamedTuple):
+    """A released network."""
+
+    step: Step
+    settings: TrainingSettings
+    file: Path
+    """Its int8 file."""
+    weights: Path
+    made_by: dict[str, Any]
+
+
+def released(manifest: Path) -> Released:
+    """Load a released network.
 
     Raises
     ------
@@ -182,18 +190,15 @@ def released(manifest: Path) -> tuple[Step, TrainingSettings, Path, dict[str, An
         It is not the manifest of a released model of ours.
     """
     try:
-        about = json.loads(manifest.read_text())
-        settings = settings_file.of_file(manifest.with_suffix(".settings.json"))
-        weights = manifest.with_suffix(".weights.h5")
+        file = json.loads(manifest.read_text())["files"]["int8"]["file"]
+        weights, made_by, settings = weights_and_origin(manifest)
         step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
         step.load_weights(weights)
-        made_by = about["training"]
-        made_by["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
-        return step, settings, manifest.with_name(about["files"]["int8"]["file"]), made_by
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{manifest} is not the manifest of a release with weights: name its .json."
         ) from error
+    return Released(step, settings, manifest.with_name(file), weights, made_by)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -218,7 +223,7 @@ def main(arguments: argparse.Namespace) -> int:
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; at least {least} are needed.")
     keep_memory()
-    step, settings, file, made_by = released(arguments.initial)
+    step, settings, file, weights, made_by = released(arguments.initial)
     models = [settings.forward_model]
     if arguments.also:
         models.append(settings_file.load(arguments.also).forward_model)
@@ -226,8 +231,7 @@ def main(arguments: argparse.Namespace) -> int:
     if run.best.exists():
         raise UserError(f"{run.folder} holds a run: name another folder with --run.")
     run.begin(str(arguments.initial), settings)
-    about = json.loads(run.about.read_text())
-    run.about.write_text(json.dumps(about | {"initial": made_by}, indent=2))
+    run.note_initial(weights, made_by)
     data = settings.dataset
     player = Player(
         *(file, HIDDEN_STEP, models, data.size_px, data.change_fraction, data.normalization),

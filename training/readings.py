@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from device.model import load_step
 from device.normalize import NormalizationSettings
-from training.example import Example, make_example
+from training.example import Example, loaded_step, make_example
 from training.forward_model import WINDOW, ForwardModelSettings
 
 STREAMS = 0.3  # part of the stacks that are played as a stream
@@ -19,8 +17,6 @@ STREAM_CHUNKS = (4, 6)  # its length in chunks, both ends included
 CHUNK = 15
 HALF_WAY = 0.15  # part of the windows that are read in their middle, too
 ALSO = 0.15  # part of the stacks that are drawn by other settings, where such are named
-
-_loaded = cache(load_step)  # one interpreter in a process, whatever it is asked for
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ class Player:
 
     def readings(self, example: Example, at: Sequence[int]) -> list[Reading]:
         """Play an example, and keep what the head is given at these frames, counted from 0."""
-        network = _loaded(self.file)
+        network = loaded_step(self.file)
         network.resize(*example.frames.shape[1:])
         told = {"psf_sigma_px": np.zeros((1, 1), np.float32)}  # on which no state depends
         state, found = network.zero_state(), []

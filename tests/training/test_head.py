@@ -56,7 +56,7 @@ def weights_of(step: keras.Model) -> dict[str, np.ndarray]:
 def test_a_head_makes_of_a_reading_what_the_step_makes_of_the_frames(manifest, player) -> None:
     """Mutations: the state before the frame instead of that after it; another frame's mean; a state
     in other units; the cell state instead of the output."""
-    step, _, file, _ = head.released(manifest)
+    step, _, file, *_ = head.released(manifest)
     rng = np.random.default_rng(1)  # eight updates from nothing would be rounded away
     step.correction.kernel.assign(rng.normal(0, 0.3, step.correction.kernel.shape))
     example = window(player)
@@ -120,9 +120,7 @@ def test_other_settings_have_their_share(player, monkeypatch) -> None:
 
     monkeypatch.setattr(readings, "make_example", noted)
     other = player.models[0].model_copy(update={"photons": (1.0, 2.0)})
-    both = Player(
-        player.file, HIDDEN_STEP, [player.models[0], other], 32, 0.5, player.normalization
-    )
+    both = replace(player, models=[player.models[0], other])
     for number in range(200):
         for each in (player, both):
             with pytest.raises(InterruptedError):
@@ -158,7 +156,7 @@ def test_every_reading_is_taken_once_before_any_is_taken_again() -> None:
 
 def trained(manifest: Path, player: Player, run: Path) -> tuple[dict, dict]:
     """Train for a few updates; returns the weights before and those that are kept."""
-    step, settings, _, _ = head.released(manifest)
+    step, settings, *_ = head.released(manifest)
     before = weights_of(step)
     validation = head.WindowValidation(settings, player)
     report = head.Report(Run(run), validation, checkpoints=False)
