@@ -30,7 +30,7 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 def batches(n: int, start: int = 0, **changes: Any) -> list[Batch]:
     settings = SMALL.model_copy(update=changes)
-    stream = TrainingStream(MODEL, settings, seed=1, epoch_length=4, start=start)
+    stream = TrainingStream([MODEL], settings, seed=1, epoch_length=4, start=start)
     try:
         return [stream[k % 4] for k in range(n)]
     finally:
