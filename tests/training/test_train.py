@@ -236,7 +236,7 @@ def test_keras_takes_each_batch_once_and_in_order(tiny_settings: Path) -> None:
             asked.append(index)
             return super().__getitem__(index)
 
-    data = Counting(settings.forward_model, settings.dataset, 1, epoch_length=3)
+    data = Counting([settings.forward_model], settings.dataset, 1, epoch_length=3)
     train.make_network(settings).fit(data, epochs=2, shuffle=False, verbose=0)
     assert asked == [0, 1, *range(3), *range(3)]
 
