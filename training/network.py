@@ -456,7 +456,7 @@ class Step(keras.Model):
 
     @property
     def convolutions(self) -> list[FoldedConv2D]:
-        """All whose kernels are trained."""
+        """All that compute on folded pixels: not the upsampling, which lends its kernel alone."""
         found = [each for each in self._flatten_layers() if isinstance(each, FoldedConv2D)]
         return [each for each in found if each is not self.upsampling]
 

@@ -36,7 +36,7 @@ def round_weights(step: Step, samples: Iterable[Tensors]) -> None:
     Parameters
     ----------
     step : Step
-        The network; its kernels are changed, but for the fixed interpolation's.
+        The network; its kernels are changed, but for the interpolation's, which is done in float.
     samples : iterable of dict
         Inputs of the step, NHWC.
     """
