@@ -8,7 +8,7 @@ specimens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -57,11 +57,6 @@ class DatasetSettings(BaseModel):
     """Part of the stacks whose PSF's width the network is told."""
     change_fraction: float = Field(0.0, ge=0, le=1)
     """Part of the streams whose specimen is moved or replaced on the way, without a reset."""
-    also: str | None = None
-    """Settings (a name, or a TOML file) whose forward model some of the training's stacks are drawn
-    from instead. The validation set has none of them."""
-    also_fraction: float = Field(0.0, ge=0, le=1)
-    """Part of the training's stacks that are."""
     validation_stacks: int = Field(64, ge=1)
     """Stacks of the validation set."""
     workers: int = Field(2, ge=0)
@@ -73,10 +68,6 @@ class DatasetSettings(BaseModel):
     def _chunks_fit(self) -> DatasetSettings:
         if self.window % self.chunk:
             raise ValueError(f"chunk is {self.chunk}, which does not divide {self.window}")
-        if (self.also is None) != (self.also_fraction == 0):
-            raise ValueError(
-                "also and also_fraction go together: name settings, and a part above 0"
-            )
         if self.copies and self.stream_fraction:
             raise ValueError("copies are of a window's mean: stream_fraction must be 0 with them")
         if sorted({*self.read_at, self.chunk - 1}) != list(self.read_at) or self.read_at[0] < 0:
@@ -105,27 +96,22 @@ class Plan:
         Its length.
     changes : bool
         Its specimen is moved or replaced on the way.
-    also : bool
-        It is drawn from the forward model of the settings' `also`.
     """
 
     seed: tuple[int, ...]
     stream: bool
     chunks: int
     changes: bool = False
-    also: bool = False
 
 
 def plan(settings: DatasetSettings, seed: int, place: int, stack: int) -> Plan:
     """Plan the stack with this number at this place of the batch."""
     key = (seed, TRAINING, place, stack)
     rng = np.random.default_rng([*key, 1])
-    stream = bool(rng.random() < settings.stream_fraction)
-    chunks, changes = settings.window // settings.chunk, False
-    if stream:
+    if rng.random() < settings.stream_fraction:
         chunks = int(rng.integers(*settings.stream_chunks, endpoint=True))
-        changes = bool(rng.random() < settings.change_fraction)
-    return Plan(key, stream, chunks, changes, bool(rng.random() < settings.also_fraction))
+        return Plan(key, True, chunks, bool(rng.random() < settings.change_fraction))
+    return Plan(key, False, settings.window // settings.chunk)
 
 
 def stack_and_symmetry(settings: DatasetSettings, play: int) -> tuple[int, int]:
@@ -145,8 +131,8 @@ class TrainingStream(keras.utils.PyDataset):
 
     Parameters
     ----------
-    models : sequence of ForwardModelSettings
-        What stacks are drawn from; the second, where there is one, is that of the settings' `also`.
+    model : ForwardModelSettings
+        What stacks are drawn from.
     settings : DatasetSettings
         How they are cut.
     seed : int
@@ -160,14 +146,14 @@ class TrainingStream(keras.utils.PyDataset):
 
     def __init__(
         self,
-        models: Sequence[ForwardModelSettings],
+        model: ForwardModelSettings,
         settings: DatasetSettings,
         seed: int,
         epoch_length: int,
         start: int = 0,
     ) -> None:
         super().__init__()
-        self.models, self.settings, self.seed = models, settings, seed
+        self.model, self.settings, self.seed = model, settings, seed
         self.epoch_length, self.start = epoch_length, start
         self._pool = simulators.start(settings.workers)
         self._places = [self._play(place) for place in range(settings.batch)]
@@ -224,7 +210,7 @@ class TrainingStream(keras.utils.PyDataset):
         p = plan(self.settings, self.seed, place, stack)
         s = self.settings
         length = WINDOW if s.copies else p.chunks * s.chunk
-        arguments = (self.models[p.also], length, s.size_px, p.stream, p.seed, s.normalization)
+        arguments = (self.model, length, s.size_px, p.stream, p.seed, s.normalization)
         job = partial(
             make_example,
             *arguments,

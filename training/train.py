@@ -246,11 +246,7 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
         initialize(network, run, initial)
     done = load_checkpoint(network, run.checkpoint) if run.checkpoint.exists() else 0
     data = TrainingStream(
-        settings_file.forward_models(settings),
-        settings.dataset,
-        settings.seed,
-        settings.epoch_updates,
-        done,
+        settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
     )
     report = Report(run, settings)
     try:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from device.errors import UserError
 from training import dataset, quantize
 from training import settings as settings_file
 from training.dataset import (
@@ -33,7 +30,7 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 def batches(n: int, start: int = 0, **changes: Any) -> list[Batch]:
     settings = SMALL.model_copy(update=changes)
-    stream = TrainingStream([MODEL], settings, seed=1, epoch_length=4, start=start)
+    stream = TrainingStream(MODEL, settings, seed=1, epoch_length=4, start=start)
     try:
         return [stream[k % 4] for k in range(n)]
     finally:
@@ -146,42 +143,6 @@ def test_plans_mix_windows_and_streams_as_set() -> None:
     assert set(streams) == {2, 3, 4}
     assert {p.chunks for p in plans if not p.stream} == {6}
     assert plan(SMALL, 1, 3, 7) == plan(SMALL, 1, 3, 7)
-
-
-def test_a_part_is_drawn_from_other_settings_but_never_the_validation(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Mutations: all of the stacks drawn so, none, or those of the validation, too; other seeds,
-    lengths or kinds of stack on account of it."""
-    other = MODEL.model_copy(update={"photons": (1.0, 2.0)})
-    some = SMALL.model_copy(update={"also": "smoke", "also_fraction": 0.25})
-    drawn: list[ForwardModelSettings] = []
-
-    def noted(model: ForwardModelSettings, *_: Any, **__: Any) -> Any:
-        drawn.append(model)
-        return dataset.Example(*np.zeros((4, 60, 16, 16), np.float32), 1.0)
-
-    monkeypatch.setattr(dataset, "make_example", noted)
-    stream = TrainingStream([MODEL, other], some, seed=1, epoch_length=4)
-    for _ in range(300):
-        stream[0]
-    assert 0.15 < drawn.count(other) / len(drawn) < 0.35
-    drawn.clear()
-    validation_set(MODEL, some, seed=1)
-    assert drawn == [MODEL] * some.validation_stacks
-    plans = [(plan(SMALL, 1, 0, n), plan(some, 1, 0, n)) for n in range(50)]
-    assert all(replace(with_others, also=False) == alone for alone, with_others in plans)
-
-
-def test_the_other_settings_are_those_named(tmp_path: Path) -> None:
-    """Mutations: the settings' own forward model twice; one where another is named."""
-    base, other = (settings_file.load(name) for name in ("base", "original_drawn"))
-    assert settings_file.forward_models(base) == [base.forward_model, other.forward_model]
-    assert settings_file.forward_models(other) == [other.forward_model]
-    for wrong in ("also = 'smoke'", "also_fraction = 0.1"):
-        (tmp_path / "my.toml").write_text(f"[dataset]\n{wrong}\n")
-        with pytest.raises(UserError, match="also and also_fraction go together"):
-            settings_file.load(str(tmp_path / "my.toml"))
 
 
 def test_training_validation_and_calibration_never_share_a_specimen(

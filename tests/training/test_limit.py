@@ -103,7 +103,7 @@ def test_it_learns(tmp_path: Path) -> None:
     network = train.make_network(settings)
     assert network.step.count_params() == limit(16, 16, 1).count_params()
     before = [np.array(v) for v in network.step.trainable_variables]
-    inputs, truth = TrainingStream([settings.forward_model], settings.dataset, 3, 1)[0]
+    inputs, truth = TrainingStream(settings.forward_model, settings.dataset, 3, 1)[0]
     losses = [float(network.train_on_batch(inputs, truth)) for _ in range(settings.updates)]
     assert losses[-1] < losses[0] - 0.05
     for variable, old in zip(network.step.trainable_variables, before, strict=True):

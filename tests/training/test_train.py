@@ -236,7 +236,7 @@ def test_keras_takes_each_batch_once_and_in_order(tiny_settings: Path) -> None:
             asked.append(index)
             return super().__getitem__(index)
 
-    data = Counting([settings.forward_model], settings.dataset, 1, epoch_length=3)
+    data = Counting(settings.forward_model, settings.dataset, 1, epoch_length=3)
     train.make_network(settings).fit(data, epochs=2, shuffle=False, verbose=0)
     assert asked == [0, 1, *range(3), *range(3)]
 
@@ -281,7 +281,7 @@ def test_mixed_precision_is_for_the_layers_alone(architecture: str) -> None:
         for network in (mixed, plain):  # it begins with none, and the image is the mean then
             kernel = network.step.correction.kernel
             kernel.assign(np.full(kernel.shape, 0.01))
-    inputs, _ = TrainingStream([settings.forward_model], small, 1, epoch_length=1)[0]
+    inputs, _ = TrainingStream(settings.forward_model, small, 1, epoch_length=1)[0]
     coarse, fine = (network.predict_on_batch(inputs) for network in (mixed, plain))
     assert coarse.dtype == np.float32
     difference = np.abs(coarse - fine).max() / fine.std()
@@ -296,7 +296,7 @@ def test_a_run_in_mixed_precision_learns(tmp_path: Path, tiny_settings: Path) ->
     network = train.make_network(settings)
     assert network.step.head_mean.compute_dtype == "bfloat16"
     before = [np.asarray(v) for v in network.step.trainable_variables]
-    data = TrainingStream([settings.forward_model], settings.dataset, settings.seed, 3)
+    data = TrainingStream(settings.forward_model, settings.dataset, settings.seed, 3)
     network.fit(data, epochs=1, shuffle=False, verbose=0)
     for variable, old in zip(network.step.trainable_variables, before, strict=True):
         changed = np.abs(np.asarray(variable) - old).max()

@@ -81,18 +81,6 @@ class TrainingSettings(BaseModel):
         return self
 
 
-def forward_models(settings: TrainingSettings) -> list[ForwardModelSettings]:
-    """What the training's stacks are drawn from: the settings' own, and that of their `also`.
-
-    Raises
-    ------
-    UserError
-        The settings named cannot be read; see `load`.
-    """
-    also = settings.dataset.also
-    return [settings.forward_model, *([load(also).forward_model] if also else [])]
-
-
 def of_run(folder: Path) -> TrainingSettings:
     """Read the settings that a run left in its folder; see `of_file`."""
     return of_file(folder / "settings.json")
