@@ -54,7 +54,8 @@ class Settings(BaseSettings):
     loop : bool
         Begin again at the end of a replayed stack.
     mode : str
-        ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames.
+        ``stream``: a reconstruction for every frame; ``window``: of exactly the last 30 frames,
+        played twice, see `device.reconstructor`.
     model : Path or None
         Model file; None is the newest int8 model in ``models/``.
     threads : int

@@ -104,6 +104,39 @@ def test_a_window_is_its_frames_by_its_own_statistics(shape, dtype):
     assert result.scaling.scale == pytest.approx(measure(stack.mean(0)).scale, rel=1e-6)
 
 
+class LeaningStep(AddingStep):
+    """One that is not symmetric: its image is brighter from row to row."""
+
+    def run(self, inputs: dict[str, np.ndarray], image: bool = True) -> dict[str, np.ndarray]:
+        made = super().run(inputs, image)
+        rows = np.arange(made["image"].shape[1], dtype=np.float32)
+        return made | {"image": made["image"] * (1 + rows)[None, :, None, None]}
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (17, 22)])
+def test_a_window_is_played_transposed_too(shape):
+    """Mutations: played once; the second image not transposed back, added without halving, or begun
+    with the state of the first; frames transposed, but not their mean; one size for both."""
+    stack, step = _stack(5, shape), LeaningStep()
+    result = reconstruct_window(step, stack)
+    total = _doubled((stack.astype(np.float64) - measure(stack.mean(0)).background).sum(0))
+    y, x = np.indices(total.shape)
+    np.testing.assert_allclose(result.image, total * (2 + y + x) / 2, rtol=1e-5, atol=0.3)
+    first, second = step.seen[:5], step.seen[5:]
+    for one, other in zip(first, second, strict=True):
+        for name in ("frame", "mean"):
+            np.testing.assert_array_equal(one[name][0, :, :, 0].T, other[name][0, :, :, 0])
+    across = reconstruct_window(step, stack.transpose(0, 2, 1)).image
+    np.testing.assert_array_equal(across, result.image.T)
+
+
+def test_a_stream_is_played_once():
+    """Mutation: a stream that takes twice as long."""
+    step = LeaningStep()
+    list(reconstruct_stream(step, _stack(7)))
+    assert len(step.seen) == 7
+
+
 def test_a_long_stack_gives_its_last_window():
     """Mutation: the first frames are used, or all."""
     stack = _stack(12)
@@ -263,7 +296,7 @@ def test_a_blind_network_is_told_the_width_that_its_frames_tell(found, given, to
     step = _finding(*found)
     result = reconstruct_window(step, _seen(5), psf_sigma_px=given)
     widths = [float(inputs["psf_sigma_px"][0, 0]) for inputs in step.seen]
-    assert widths == pytest.approx([told or 0.0] * 5)
+    assert widths == pytest.approx([told or 0.0] * 10)
     assert result.psf_sigma_px == (told and pytest.approx(told))
     assert (result.psf_found is None) == (given is not None)
     if given is None:
@@ -314,7 +347,7 @@ def test_no_state_of_a_stream_is_older_than_two_turns(monkeypatch):
     live = Reconstructor(step, "window")
     for result in _run(live, _stack(12), RingBuffer(3, (17, 22), np.uint16))[2:]:
         assert result.image.mean() / result.scaling.scale == pytest.approx(3)
-    assert len(step.seen) == 2 + 3 * 10
+    assert len(step.seen) == 2 * (2 + 3 * 10)
 
 
 @pytest.mark.parametrize("mode", ["stream", "window"])

@@ -89,6 +89,16 @@ def test_threads_change_nothing(steps):
             np.testing.assert_array_equal(image, images[0], form)
 
 
+@pytest.mark.parametrize("shape", [(48, 48), (40, 54)])
+def test_a_sample_on_its_side_gives_its_image_on_its_side(steps, shape):
+    """Mutation: a window that is played once."""
+    frames = np.random.default_rng(9).poisson(200, (30, *shape)).astype(np.uint16)
+    for form, step in steps.items():
+        sides = (frames, frames.transpose(0, 2, 1))
+        upright, lying = (reconstruct_window(step, each, psf_sigma_px=1.4).image for each in sides)
+        np.testing.assert_array_equal(lying, upright.T, form)
+
+
 @pytest.mark.parametrize("mode", ["window", "stream 30", "stream 120"])
 def test_it_beats_the_mean(documents, steps, mode):
     """What the first light had to show; the recorded scores are checked above."""

@@ -83,8 +83,8 @@ def test_stack_is_scored_in_every_mode_and_by_the_same_frames() -> None:
     np.testing.assert_array_equal(
         images[evaluate.REFERENCE], baselines.mean(stack.frames[: frozen.FRAMES])
     )
-    # A window, two without fluctuation, and one pass for both lengths of the stream.
-    assert step.steps == 3 * 30 + 40
+    # A window and two without fluctuation, each played twice, and one stream for both lengths.
+    assert step.steps == 2 * 3 * 30 + 40
     assert {"ours, window", "ours, stream 30", "ours, stream 40"} < set(images)
     assert all(image.shape == (256, 256) for image in images.values())
     doubled = stack.frames[:30].astype(float).mean(0).repeat(2, 0).repeat(2, 1)
