@@ -99,6 +99,11 @@ class Reconstructor:
     psf_sigma_px : float, optional
         Width of the PSF in input px, for models that take it; default is that it is not known, and
         is looked for in the frames by models that can (`device.psf_width`).
+
+    Attributes
+    ----------
+    steps : int
+        Steps made so far: it grows while a long window is being computed.
     """
 
     def __init__(
@@ -123,6 +128,7 @@ class Reconstructor:
         self._previous: np.ndarray | None = None
         self._fed = 0
         self._scene = SceneWatch()
+        self.steps = 0
 
     def reset(self) -> None:
         """Forget all frames: the next one is the first.
@@ -253,16 +259,19 @@ class Reconstructor:
         scaling, mean = self._measure(frame, buffer, padded_size)
         frames = buffer.frames()  # (T, H, W)
         image = self._played(frames, scaling, mean)
-        other = self._played(frames.transpose(0, 2, 1), scaling, mean.transpose(0, 2, 1, 3))
+        across = np.ascontiguousarray(mean.transpose(0, 2, 1, 3))
+        other = self._played(frames.transpose(0, 2, 1), scaling, across)
         image = (image + other.transpose(0, 2, 1, 3)) / 2
-        return self._result(image, scaling, frame, buffer, len(buffer))
+        result = self._result(image, scaling, frame, buffer, len(buffer))
+        self._start_over()  # nobody goes on with the state of transposed frames
+        return result
 
     def _played(self, frames: np.ndarray, scaling: Scaling, mean: np.ndarray) -> np.ndarray:
         """Play frames, (T, H, W) in ADU, from the zero state; returns the last image."""
         self._step.resize(mean.shape[1], mean.shape[2])
-        self._state, self._previous, self._age = self._step.zero_state(), None, 0
-        mean = np.ascontiguousarray(mean)
-        *before, last = np.ascontiguousarray(frames)
+        self._state, self._younger, self._age = self._step.zero_state(), None, 0
+        self._previous = None
+        *before, last = frames
         for array in before:
             self._carry(array, scaling, mean)
         return self._feed(last, scaling, mean)
@@ -304,6 +313,7 @@ class Reconstructor:
         size = (mean.shape[1], mean.shape[2])
         assert self._state is not None
         inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
+        self.steps += 1
         if "previous" in self._step.manifest.inputs:
             before = array if self._previous is None else self._previous
             inputs["previous"] = _padded(scaling.normalize(before), size)
@@ -535,4 +545,4 @@ def _padded(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     bottom, right = size[0] - image.shape[0], size[1] - image.shape[1]
     if bottom or right:
         image = cv2.copyMakeBorder(image, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
-    return image[np.newaxis, :, :, np.newaxis]  # (1, H', W', 1)
+    return np.ascontiguousarray(image)[np.newaxis, :, :, np.newaxis]  # (1, H', W', 1)

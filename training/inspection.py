@@ -241,8 +241,8 @@ def signal_to_noise_db(
 
 
 def _some(step: Step, frames: np.ndarray) -> list[Tensors]:
-    """Inputs of a window's steps a third, two thirds and all of the way through."""
+    """Inputs of a window's steps a third, two thirds and all of the way through it."""
     recording = RecordingStep(step)
-    reconstruct_window(recording, frames)
-    last = len(recording.calls) - 1
+    reconstruct_window(recording, frames)  # twice, as it is first
+    last = len(recording.calls) // 2 - 1
     return [recording.calls[k] for k in (last // 3, 2 * last // 3, last)]

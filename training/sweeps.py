@@ -159,7 +159,8 @@ SECTION = """
 Mean PSNR over {stacks} simulated stacks of each kind outside of the frozen set, one condition
 varied at a time, the others at {base}. All are blind but
 those that are told the PSF's width, or its true sigma. Beyond 30 frames the
-network runs as a stream (`python -m training sweeps`; the numbers are in the evaluation's JSON).
+network runs as a stream, which is played once and not twice (`python -m training sweeps`; the
+numbers are in the evaluation's JSON).
 """
 
 

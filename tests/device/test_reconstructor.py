@@ -117,14 +117,14 @@ class LeaningStep(AddingStep):
 def test_a_window_is_played_transposed_too(shape):
     """Mutations: played once; the second image not transposed back, added without halving, or begun
     with the state of the first; frames transposed, but not their mean; one size for both."""
-    stack, step = _stack(5, shape), LeaningStep()
+    stack, step = _stack(5, shape), LeaningStep(extra=("previous",))
     result = reconstruct_window(step, stack)
     total = _doubled((stack.astype(np.float64) - measure(stack.mean(0)).background).sum(0))
     y, x = np.indices(total.shape)
     np.testing.assert_allclose(result.image, total * (2 + y + x) / 2, rtol=1e-5, atol=0.3)
     first, second = step.seen[:5], step.seen[5:]
     for one, other in zip(first, second, strict=True):
-        for name in ("frame", "mean"):
+        for name in ("frame", "mean", "previous"):
             np.testing.assert_array_equal(one[name][0, :, :, 0].T, other[name][0, :, :, 0])
     across = reconstruct_window(step, stack.transpose(0, 2, 1)).image
     np.testing.assert_array_equal(across, result.image.T)

@@ -71,8 +71,12 @@ def test_a_window_is_normalized_as_the_device_does_it(frames: np.ndarray) -> Non
     recorder: Any = Recorder()
     result = reconstruct_window(recorder, frames[:30])
     shown, means, scales = normalized(frames[:30], stream=False)
-    np.testing.assert_array_equal(shown, [fed["frame"][0, :, :, 0] for fed in recorder.fed])
-    np.testing.assert_array_equal(means, [fed["mean"][0, :, :, 0] for fed in recorder.fed])
+    assert len(recorder.fed) == 60
+    for fed, upright, mean in zip(recorder.fed[:30], shown, means, strict=True):
+        np.testing.assert_array_equal(upright, fed["frame"][0, :, :, 0])
+        np.testing.assert_array_equal(mean, fed["mean"][0, :, :, 0])
+    for fed, upright in zip(recorder.fed[30:], shown, strict=True):
+        np.testing.assert_array_equal(upright.T, fed["frame"][0, :, :, 0])
     np.testing.assert_array_equal(scales, np.float32(result.scaling.scale))
 
 
