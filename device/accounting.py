@@ -128,6 +128,10 @@ class Latencies:
         """Note a latency in s."""
         self._last_ms.append(latency_s * 1e3)
 
+    def clear(self) -> None:
+        """Forget them: what comes now takes another time."""
+        self._last_ms.clear()
+
     def percentiles_ms(self) -> dict[str, float | None]:
         """Median and 95th percentile in ms; None while there is none."""
         if not self._last_ms:

@@ -176,7 +176,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_reconstruct(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="TIFF stack or video")
     parser.add_argument("target", type=Path, metavar="OUT.tif", help="float32 OME-TIFF to write")
-    parser.add_argument("--mode", choices=("window", "stream"), default="window")
+    parser.add_argument(
+        "--mode", choices=("window", "stream"), default="window",
+        help="window: of 30 frames each, a little better; stream: every frame",
+    )  # fmt: skip
     parser.add_argument("--every", type=int, metavar="N", help="window: an image every N frames")
     parser.add_argument("--frames", type=_frames, default=(None, None), metavar="A:B")
     parser.add_argument("--roi", type=_roi, metavar="Y,X,H,W", help="region in px")

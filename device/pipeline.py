@@ -409,6 +409,7 @@ class Pipeline:
         with self._changed:
             if mode != self._era.mode:
                 self._era = replace(self._era.after(_Break.ALL), mode=mode)
+                self._latencies.clear()
 
     def check_psf(self, sigma_px: float | None) -> None:
         """Refuse a width of the PSF that the model is not told or was not trained for.
@@ -554,12 +555,14 @@ class Pipeline:
     def progress(self) -> int:
         """Give a number that grows as long as the pipeline gets on, and stands still when it hangs.
 
-        It counts frames processed and attempts to open the camera that ended, well or not, within
-        their deadline; of a recording, which is not opened again, the unusable frames too.
+        It counts frames processed, steps of the network, of which a window takes many, and attempts
+        to open the camera that ended, well or not, within their deadline; of a recording, which is
+        not opened again, the unusable frames too.
         """
         with self._changed:
             played = self._accounts.unusable if is_recorded(self._camera) else 0
-            return self._accounts.processed + self._attempts + played
+            done = self._accounts.processed + self._reconstructor.steps
+            return done + self._attempts + played
 
     def longest_pause_s(self) -> float:
         """Longest time in s for which `progress` may stand still although nothing hangs."""

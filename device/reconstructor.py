@@ -313,13 +313,13 @@ class Reconstructor:
         size = (mean.shape[1], mean.shape[2])
         assert self._state is not None
         inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
-        self.steps += 1
         if "previous" in self._step.manifest.inputs:
             before = array if self._previous is None else self._previous
             inputs["previous"] = _padded(scaling.normalize(before), size)
             self._previous = array
         inputs |= self._constants
         outputs = self._step.run({**inputs, **self._state}, image)
+        self.steps += 1
         self._state = self._carried_on(outputs)
         self._fed = min(self._fed + 1, self._step.manifest.frames)
         self._renew(inputs)

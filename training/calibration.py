@@ -108,7 +108,8 @@ normalized to 1 (about the image's 99.5th percentile); *actual* is the error tha
 within. Stack by stack {median:.0%} of the pixels are within what was expected (median; from
 {low:.0%} to {high:.0%}); the mean of what was expected and the mean error of the stacks have a rank
 correlation of {correlation:.2f} (`python -m training calibration`). Windows of {frames} frames are
-judged; for a stream it is what a window would be off by, and with fewer frames none is given.
+judged; for a stream it is what a window would be off by, which is played twice and so a little
+better, and with fewer frames none is given.
 Errors below {floor:.1%} are not told apart: they are given as 0, and count as within.
 
 {deciles}"""

@@ -56,7 +56,8 @@ stacks in brackets; *worst gain* is the smallest difference to the bicubic mean 
 RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px, with the width
 that our model finds in the frames (*found*: no classical method has it; where it finds none,
 1.4 px), or with each stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
-others its first 30. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
+others its first 30. A window is played twice, as it is and transposed, and the images averaged; a
+stream is played once. What is not called a stream is a window, here and below. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
 such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
 fluctuation gives and what one training has over the other, which `python -m training gains` tells
@@ -112,6 +113,7 @@ On simulated specimens that neither move nor bleach (`make accuracy`): PSNR of t
 window of the same last frames; then how a stream that nobody resets takes a specimen that is
 replaced by another, or moves by 5 px. *The daemon's* begins anew where it sees another scene or a
 move, with the frames that show it by then. A *ghost* is what is left of the old one's detail.
+A window, played twice, is a little better than a stream that has forgotten nothing and kept nothing.
 
 {tables}"""
 

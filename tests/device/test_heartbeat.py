@@ -4,6 +4,7 @@ import os
 import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -216,7 +217,7 @@ class NoStep:
 @pytest.mark.parametrize(("takes_s", "progresses"), [(0.1, True), (11.0, False)])
 def test_attempts_to_open_the_camera_count_when_they_end_in_time(monkeypatch, takes_s, progresses):
     """Mutation: a missing camera is died of; an attempt that hung for long is taken for life."""
-    monkeypatch.setattr("device.pipeline.Reconstructor", lambda *_: None)
+    monkeypatch.setattr("device.pipeline.Reconstructor", lambda *_: SimpleNamespace(steps=0))
     clock = Clock()
     camera = Missing(clock, takes_s)
     pipeline = Pipeline(camera, NoStep(), clock=clock, backoff_s=(0.001, 0.001))

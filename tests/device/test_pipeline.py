@@ -394,6 +394,22 @@ def test_frames_that_come_while_a_window_runs_are_in_the_next(rig):
     assert _steps_in(pipeline) == 6
 
 
+def test_a_window_gets_on_while_it_is_computed(rig):
+    """Mutation: frames alone counted: the watchdog ends a window that takes long."""
+    camera, step, allowed = ScriptedCamera(), CountingStep(frames=6), threading.Semaphore(0)
+    step.before = lambda: allowed.acquire(timeout=PATIENCE_S)
+    pipeline = rig("window", camera, step)
+    pipeline.start()
+    camera.put(0, 1)
+    _until(lambda: pipeline.state()["frames_processed"] == 2)
+    for _ in range(4):  # two frames, played twice
+        before = pipeline.progress()
+        time.sleep(0.01)
+        assert pipeline.progress() == before
+        allowed.release()
+        _until(lambda before=before: pipeline.progress() > before)
+
+
 def test_more_than_a_window_that_waits_is_skipped(rig):
     """Mutation: the queue of window mode has no end, or frames pass through the buffer unseen."""
     camera, step = ScriptedCamera(), CountingStep(frames=6)
@@ -1122,6 +1138,8 @@ def test_latency_is_from_arrival_to_result(rig):
     step.gate.set()
     _processed(pipeline, 2)
     assert pipeline.state()["latency_ms"]["p50"] == pytest.approx(500)
+    pipeline.set_mode("window")  # which takes another time: the page must not wait as for a stream
+    assert pipeline.state()["latency_ms"] == {"p50": None, "p95": None}
 
 
 def test_the_state_has_the_fields_of_the_contract(rig):
