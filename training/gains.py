@@ -299,7 +299,8 @@ standard error over {stacks} thin simulated stacks per cell, outside of the froz
 (`python -m training gains`). *Net* is less what is gained on the same specimen, photons and frames
 where nothing fluctuates: there the frames tell no more than their mean, and a gain is that of one
 training over the other. What is not varied stays at: {base}. A stack of more
-than 30 frames is a stream for the network; the twin is fed the mean of all of them.
+than 30 frames is a stream for the network, which is played once; the twin is fed the mean of all
+of them, twice as any window.
 
 {tables}"""
 

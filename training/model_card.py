@@ -113,7 +113,7 @@ On simulated specimens that neither move nor bleach (`make accuracy`): PSNR of t
 window of the same last frames; then how a stream that nobody resets takes a specimen that is
 replaced by another, or moves by 5 px. *The daemon's* begins anew where it sees another scene or a
 move, with the frames that show it by then. A *ghost* is what is left of the old one's detail.
-A window, played twice, is a little better than a stream that has forgotten nothing and kept nothing.
+A window is played twice and a stream once: of the same frames the window is a little better.
 
 {tables}"""
 
