@@ -29,12 +29,12 @@ Runtimes round differently: tflite-runtime 2.14 was seen 0.16 dB from ai-edge-li
 that loses 0.6 dB.
 """
 
-FIDELITY_TOLERANCE_DB = 3.2
+FIDELITY_TOLERANCE_DB = 4.0
 """How far the PSNR against the float32 image may be from what it was at the release, either way.
 
-3.2 dB is twice or half the power of the int8 form's own error. tflite-runtime 2.14, on Arm and on
-x86-64, was seen 2.7 dB less like float32 than ai-edge-litert on a smooth specimen, of which it lost
-no more than 0.01 dB.
+4 dB is 2.5 times or two fifths of the power of the int8 form's own error. tflite-runtime 2.14 was
+seen 3.3 dB from ai-edge-litert, on Arm, on a window that is otherwise 50 dB like its float32 image:
+what its rounding adds is not averaged away where a window is played twice.
 """
 
 
