@@ -269,8 +269,7 @@ class Reconstructor:
     def _played(self, frames: np.ndarray, scaling: Scaling, mean: np.ndarray) -> np.ndarray:
         """Play frames, (T, H, W) in ADU, from the zero state; returns the last image."""
         self._step.resize(mean.shape[1], mean.shape[2])
-        self._state, self._younger, self._age = self._step.zero_state(), None, 0
-        self._previous = None
+        self._begin_from_zero()
         *before, last = frames
         for array in before:
             self._carry(array, scaling, mean)
@@ -288,8 +287,13 @@ class Reconstructor:
             self._start_over()
         else:
             self.reset()
-        self._state, self._younger, self._age = self._step.zero_state(), None, 0
         self._size = padded_size
+        self._begin_from_zero()
+
+    def _begin_from_zero(self) -> None:
+        """Have the network forget all frames, at the size that the step is set up for."""
+        self._state, self._younger, self._age = self._step.zero_state(), None, 0
+        self._previous = None
 
     def _measure(
         self, frame: Frame, buffer: RingBuffer, padded_size: tuple[int, int]
