@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "fetch images to cut specimens from, with licence and source beside each",
     "demo": "write the stack that `make run` plays",
     "train": "train the network; goes on where an interrupted run stopped",
+    "head": "train the head of a released network further, on the states that its int8 cell makes",
     "psf_width": "train what finds the PSF's width in the frames",
     "expected_error": "train what says how far each pixel of a reconstruction may be off",
     "quantize": "turn a run's weights into a float32 and an int8 step",

@@ -250,7 +250,7 @@ def judged_pixels(
     return np.stack(found, axis=-1), off.ravel()[taken]
 
 
-_loaded = cache(load_step)  # one interpreter in a process, whatever it is asked for
+loaded_step = cache(load_step)  # one interpreter in a process, whatever it is asked for
 
 
 def error_example(
@@ -261,7 +261,7 @@ def error_example(
     None where the field is even.
     """
     stack = simulate(settings, WINDOW, (size_px, size_px), np.random.default_rng(seed))
-    result = reconstruct_window(_loaded(model), stack.frames)
+    result = reconstruct_window(loaded_step(model), stack.frames)
     if result.scaling.scale == 0:
         return None
     return judged_pixels(result, stack.truth, pixels, seed[-1])

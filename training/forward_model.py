@@ -52,6 +52,8 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with beads, beyond those that are drawn among the thin structures."""
     ribbons_fraction: Fraction = 0.0
     """Part of the stacks with strips of some width, and pairs of lines as wide."""
+    voids_fraction: Fraction = 0.0
+    """Part of the stacks whose label is all over the field but in bodies, which are dark in it."""
     soft_fraction: Fraction = 0.0
     """Part of the continuous structures that are soft: label that lies throughout a thick specimen,
     or spreads, has no edges as sharp as a drawn one."""
@@ -292,6 +294,8 @@ def draw_specimen(
     # Nothing is drawn where there are none: the stacks of a seed stay what they were.
     if settings.ribbons_fraction and rng.random() < settings.ribbons_fraction:
         family = "ribbons"
+    if settings.voids_fraction and rng.random() < settings.voids_fraction:
+        family = "voids"
     return family, draw_family(settings, family, grid, rng)
 
 

@@ -254,6 +254,25 @@ def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     return _unit_maximum(np.exp(rng.uniform(0.3, 1.0) * field / field.std()))
 
 
+def voids(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+    """Label all over the field but in bodies, dark or dim: what a stain leaves out.
+
+    The bodies are those of another family, with a soft or a sharp edge; half of the label ends
+    somewhere in the field, as a tissue or a cell that is larger than it does.
+    """
+    bodies = VOIDS[rng.integers(len(VOIDS))](grid, rng)
+    bodies = np.clip(np.exp(rng.uniform(0, 2.5)) * bodies, 0, 1)
+    if rng.random() < 0.5:
+        bodies = ndimage.gaussian_filter(bodies, rng.uniform(0.5, 3))
+    depth = 1.0 if rng.random() < 0.6 else rng.uniform(0.3, 1)
+    label = np.exp(rng.uniform(0, 0.5) * _field(grid, rng, rng.uniform(20, 80)))
+    if rng.random() < 0.5:
+        outline = _field(grid, rng, rng.uniform(12, 40)) + rng.uniform(0, 2)
+        label = label * expit(rng.uniform(4, 40) * outline)
+    label = label * _texture(grid, rng, rng.choice([0.0, 0.3]), (1.5, 20))
+    return _unit_maximum(label * (1 - depth * bodies))
+
+
 def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
     """Gaussian random field of unit variance and a correlation length in px, (H, W)."""
     field = ndimage.gaussian_filter(rng.normal(0, 1, grid), correlation, mode="wrap")
@@ -290,6 +309,8 @@ CONTINUOUS: dict[str, Family] = {
     "rounded_cells": rounded_cells,
     "tissue": tissue,
 }
-STRIPS: dict[str, Family] = {"ribbons": ribbons}
-"""Neither thin nor continuous: drawn as often as `ribbons_fraction` says."""
-FAMILIES: dict[str, Family] = THIN | CONTINUOUS | STRIPS
+OTHERS: dict[str, Family] = {"ribbons": ribbons, "voids": voids}
+"""Neither thin nor continuous: drawn as often as `ribbons_fraction` and `voids_fraction` say."""
+FAMILIES: dict[str, Family] = THIN | CONTINUOUS | OTHERS
+VOIDS: tuple[Family, ...] = (vesicles, filled_rods, rounded_cells)
+"""What `voids` leaves dark."""

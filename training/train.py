@@ -75,6 +75,13 @@ class Run:
         if not self.about.exists():
             write_text(self.about, json.dumps(about, indent=2))
 
+    def note_initial(self, weights: Path, made_by: dict[str, Any]) -> None:
+        """Write down which weights the run begins with, and what they were made by."""
+        about = json.loads(self.about.read_text())
+        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+        about["initial"] = made_by | {"weights_sha256": checksum}
+        write_text(self.about, json.dumps(about, indent=2))
+
     def _begun_with(self) -> TrainingSettings | None:
         """Settings of the run in this folder; None where they cannot be read."""
         try:
@@ -107,6 +114,24 @@ def make_network(settings: TrainingSettings) -> Network:
     keras.utils.set_random_seed(settings.seed)
     with computing_in(settings.precision):
         network = _built(settings)
+    compile_to_learn(network, settings)
+    network(_shapes(settings))
+    network.optimizer.build(network.trainable_variables)
+    return network
+
+
+def compile_to_learn(network: keras.Model, settings: TrainingSettings, **averaging: Any) -> None:
+    """Compile with the settings' loss, and Adam at their rate, rising first and then falling.
+
+    Parameters
+    ----------
+    network : Model
+        With truth and output as the loss takes them.
+    settings : TrainingSettings
+        Of the run.
+    **averaging
+        What the optimizer is told of an average of the weights; without, it makes none.
+    """
     schedule = keras.optimizers.schedules.CosineDecay(
         settings.learning_rate / 100,
         max(1, settings.updates - settings.warmup_updates),
@@ -114,14 +139,11 @@ def make_network(settings: TrainingSettings) -> Network:
         warmup_target=settings.learning_rate,
         warmup_steps=settings.warmup_updates,
     )
-    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm)
+    optimizer = keras.optimizers.Adam(schedule, global_clipnorm=settings.clip_norm, **averaging)
     # XLA runs convolutions on a CPU slower than TensorFlow's own kernels; JAX knows nothing else.
     compiled = keras.backend.backend() == "jax"
     loss = loss_with(settings.coarse_weight)
     network.compile(optimizer=optimizer, loss=loss, jit_compile=compiled)
-    network(_shapes(settings))
-    optimizer.build(network.trainable_variables)
-    return network
 
 
 @contextmanager
@@ -192,12 +214,11 @@ class Validation:
 
 
 class Report(keras.callbacks.Callback):
-    """After every epoch: validate, log, keep the best weights and the checkpoint."""
+    """After every epoch: validate, log, keep the best weights and, where asked, the checkpoint."""
 
-    def __init__(self, run: Run, settings: TrainingSettings) -> None:
+    def __init__(self, run: Run, validation: Validation, checkpoints: bool = True) -> None:
         super().__init__()
-        self.run = run
-        self.validation = Validation(settings)
+        self.run, self.validation, self.checkpoints = run, validation, checkpoints
         self.board = TensorBoardLog(run.log)
         self.best_db = self._best_so_far()
 
@@ -236,7 +257,8 @@ class Report(keras.callbacks.Callback):
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
             write_text(self.run.folder / "best.json", json.dumps(found))
-        save_checkpoint(self.model, self.run.checkpoint)
+        if self.checkpoints:
+            save_checkpoint(self.model, self.run.checkpoint)
 
 
 def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> None:
@@ -248,7 +270,7 @@ def train(settings: TrainingSettings, run: Run, initial: Path | None = None) -> 
     data = TrainingStream(
         settings.forward_model, settings.dataset, settings.seed, settings.epoch_updates, done
     )
-    report = Report(run, settings)
+    report = Report(run, Validation(settings))
     try:
         network.fit(
             data,
@@ -278,22 +300,19 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
             "weights: leave --initial out."
         )
     try:
-        weights, made_by, settings = _weights_and_origin(initial)
+        weights, made_by, settings = weights_and_origin(initial)
         smaller = build_step(settings.network)
         smaller.load_weights(weights)
         take_over(network.step, smaller)
-        about = json.loads(run.about.read_text())
-        checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
-        about["initial"] = made_by | {"weights_sha256": checksum}
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
             "a released model."
         ) from error
-    write_text(run.about, json.dumps(about, indent=2))
+    run.note_initial(weights, made_by)
 
 
-def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
+def weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
     """Find weights, origin and settings of a run, or of a released model beside its manifest."""
     if initial.suffix == ".json":
         settings = settings_file.of_file(initial.with_suffix(".settings.json"))
