@@ -261,7 +261,7 @@ def voids(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     somewhere in the field, as a tissue or a cell that is larger than it does.
     """
     bodies = VOIDS[rng.integers(len(VOIDS))](grid, rng)
-    bodies = np.clip(np.exp(rng.uniform(0, 2.5)) * bodies, 0, 1)
+    bodies = np.minimum(np.exp(rng.uniform(0, 2.5)) * bodies, 1)
     if rng.random() < 0.5:
         bodies = ndimage.gaussian_filter(bodies, rng.uniform(0.5, 3))
     depth = 1.0 if rng.random() < 0.6 else rng.uniform(0.3, 1)
@@ -270,7 +270,7 @@ def voids(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         outline = _field(grid, rng, rng.uniform(12, 40)) + rng.uniform(0, 2)
         label = label * expit(rng.uniform(4, 40) * outline)
     label = label * _texture(grid, rng, rng.choice([0.0, 0.3]), (1.5, 20))
-    return _unit_maximum(label * (1 - depth * bodies))
+    return _unit_maximum(label * np.maximum(1 - depth * bodies, 0))
 
 
 def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
