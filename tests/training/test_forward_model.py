@@ -273,7 +273,8 @@ def test_both_kinds_of_structure_are_drawn_over_each_other() -> None:
     assert 0.2 <= density.max() <= 1.0 + 1e-6
 
 
-def test_a_part_of_the_stacks_are_ribbons() -> None:
+@pytest.mark.parametrize("other", ["ribbons", "voids"])
+def test_a_part_of_the_stacks_are_others(other: str) -> None:
     """Mutations: the fraction is not asked, or something is drawn where there are none, so that the
     stacks of a seed are others.
 
@@ -281,9 +282,9 @@ def test_a_part_of_the_stacks_are_ribbons() -> None:
     """
     grid, rng = Grid(16, 16), np.random.default_rng(1)
     for fraction, tolerance in ((1.0, 0), (0.5, 0.18), (0.0, 0)):
-        model = ForwardModelSettings(both_fraction=0.0, ribbons_fraction=fraction)
+        model = ForwardModelSettings(both_fraction=0.0, **{f"{other}_fraction": fraction})
         families = [draw_specimen(model, grid, rng)[0] for _ in range(200)]
-        share = families.count("ribbons") / 200
+        share = families.count(other) / 200
         assert share == pytest.approx(fraction, abs=tolerance)
 
     none = ForwardModelSettings(families=("filaments", "tissue"))

@@ -20,6 +20,7 @@ from training.example import Example, make_example
 from training.head import HIDDEN_STEP, Head, Readings, batch_of
 from training.network import MEAN_RANGE, build_step
 from training.readings import Player, Reading
+from training.settings import TrainingSettings
 from training.train import Run
 
 
@@ -32,10 +33,15 @@ def manifest(quantized_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder / "learn2sofi-0.1.json"
 
 
+def own_settings(manifest: Path) -> TrainingSettings:
+    """Load what the tiny run was trained with."""
+    return settings_file.of_file(manifest.with_suffix(".settings.json"))
+
+
 @pytest.fixture
 def player(manifest: Path) -> Player:
     """One that plays its int8 step."""
-    settings = settings_file.of_file(manifest.with_suffix(".settings.json"))
+    settings = own_settings(manifest)
     file = manifest.with_name("learn2sofi-0.1-int8.tflite")
     return Player(
         file, HIDDEN_STEP, [settings.forward_model], 32, 0.5, settings.dataset.normalization
@@ -56,7 +62,7 @@ def weights_of(step: keras.Model) -> dict[str, np.ndarray]:
 def test_a_head_makes_of_a_reading_what_the_step_makes_of_the_frames(manifest, player) -> None:
     """Mutations: the state before the frame instead of that after it; another frame's mean; a state
     in other units; the cell state instead of the output."""
-    step, _, file, *_ = head.released(manifest)
+    step, file, *_ = head.released(manifest, own_settings(manifest))
     rng = np.random.default_rng(1)  # eight updates from nothing would be rounded away
     step.correction.kernel.assign(rng.normal(0, 0.3, step.correction.kernel.shape))
     example = window(player)
@@ -156,7 +162,8 @@ def test_every_reading_is_taken_once_before_any_is_taken_again() -> None:
 
 def trained(manifest: Path, player: Player, run: Path) -> tuple[dict, dict]:
     """Train for a few updates; returns the weights before and those that are kept."""
-    step, settings, *_ = head.released(manifest)
+    settings = own_settings(manifest)
+    step, *_ = head.released(manifest, settings)
     before = weights_of(step)
     validation = head.WindowValidation(settings, player)
     report = head.Report(Run(run), validation, checkpoints=False)
@@ -190,9 +197,11 @@ def test_an_average_is_kept(manifest, player, tmp_path, monkeypatch) -> None:
 def test_the_command_leaves_a_run_that_is_quantized_like_any(
     manifest, tiny_settings, tmp_path, monkeypatch, capsys
 ) -> None:
-    """Mutations: an origin that is not written down; a run that is written over."""
+    """Mutations: an origin that is not written down; a run that is written over; a network that is
+    another than the settings'."""
     run = tmp_path / "head"
     words = ["head", "--initial", str(manifest), "--workers", "0", "--run", str(run)]
+    words += ["--settings", str(tiny_settings)]
     sized = ["--stacks", "8", "--updates", "12"]
     assert main([*words, *sized, "--also", str(tiny_settings)]) == 0
     about = json.loads((run / "run.json").read_text())
@@ -208,6 +217,7 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
         (["--updates", "11"], "--updates is 11; at least 12 are needed"),
         (["--initial", str(run / "run.json")], "is not the manifest of a release"),
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),
+        (["--settings", "base"], "is of another network than the settings"),
         (["--also", "nothing"], "No settings at nothing"),
     ):
         assert main([*words, *sized, *elsewhere, *wrong]) == 2

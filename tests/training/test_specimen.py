@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import uniform_filter
 
 from training import specimen
-from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, ribbons, worm_like_chain
+from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, ribbons, voids, worm_like_chain
 
 GRID = Grid(120, 96)
 
@@ -94,6 +94,20 @@ def test_a_strip_and_a_pair_are_as_wide_and_as_bright(monkeypatch: pytest.Monkey
         assert np.diff(pair, prepend=0).max() >= pair[-1] - 1 - 1e-6  # of either strand 0.5 px
         widths.append(strip[-1])
     assert min(widths) < 2 and 10 < max(widths) <= 12
+
+
+def test_voids_lie_in_a_bright_field() -> None:
+    """Mutations: the bodies bright instead of dark; all of the label at one edge; always dark.
+
+    40 fields. Half of them have no edge, so that nearly all of such a field is above a tenth of its
+    maximum; and where bodies are all dark some of it is 0.
+    """
+    fields = [voids(Grid(96, 96), np.random.default_rng(seed)) for seed in range(40)]
+    bright = np.array([np.mean(field > 0.1) for field in fields])
+    assert np.median(bright) > 0.6
+    dark = [field.min() < 0.01 for field in fields]
+    assert 10 <= sum(dark) < 40
+    assert all(field.min() >= 0 for field in fields)
 
 
 def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() -> None:
