@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "write the stack that `make run` plays",
     "train": "train the network; goes on where an interrupted run stopped",
     "head": "train the head of a released network further, on the states that its int8 cell makes",
+    "shrinkage": "have a network trust less what it finds from the whole image",
     "psf_width": "train what finds the PSF's width in the frames",
     "expected_error": "train what says how far each pixel of a reconstruction may be off",
     "quantize": "turn a run's weights into a float32 and an int8 step",

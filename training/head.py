@@ -191,14 +191,14 @@ def released(manifest: Path, settings: TrainingSettings) -> Released:
     try:
         file = json.loads(manifest.read_text())["files"]["int8"]["file"]
         weights, made_by, own = weights_and_origin(manifest)
+        if own.network != settings.network:
+            raise UserError(f"{manifest} has another network than the settings: give its own.")
         step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
         step.load_weights(weights)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{manifest} is not the manifest of a release with weights: name its .json."
         ) from error
-    if own.network != settings.network:
-        raise UserError(f"{manifest} is of another network than the settings: give those it has.")
     return Released(step, manifest.with_name(file), weights, made_by)
 
 
@@ -235,7 +235,7 @@ def main(arguments: argparse.Namespace) -> int:
     run = Run(arguments.run)
     if run.best.exists():
         raise UserError(f"{run.folder} holds a run: name another folder with --run.")
-    run.begin(str(arguments.initial), settings)
+    run.begin(arguments.settings, settings)
     run.note_initial(weights, made_by)
     data = settings.dataset
     player = Player(

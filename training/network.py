@@ -389,13 +389,26 @@ class WholeImage(layers.Layer):
             name="outer_bias", shape=(self.estimates,), initializer="zeros"
         )
 
-    def call(self, x: Any) -> Any:
-        """Return the numbers, (B, n)."""
+    def logits(self, x: Any) -> Any:
+        """Return the logits of the numbers, (B, n)."""
         averages = ops.mean(self.features(x, factor=self.GAIN), axis=(1, 2))  # (B, 4 FEATURES)
         repeats = FOLD**2 * MIRRORS
         inner = ops.tile(self.inner, (repeats, 1)) / repeats  # (4 FEATURES, HIDDEN)
         hidden = ops.relu6(ops.add(ops.matmul(averages, inner), self.inner_bias))
-        return ops.sigmoid(ops.add(ops.matmul(hidden, self.outer), self.outer_bias))
+        return ops.add(ops.matmul(hidden, self.outer), self.outer_bias)
+
+    def call(self, x: Any) -> Any:
+        """Return the numbers, (B, n)."""
+        return ops.sigmoid(self.logits(x))
+
+    def shrink(self, shrinkage: float, usual: np.ndarray) -> None:
+        """Bring the logits nearer to their usual values, (n,): 0 leaves them, 1 makes them these.
+
+        Shrinkage to the mean (James and Stein, Berkeley Symposium 1961; Copas, J. R. Stat. Soc. B
+        45, 311, 1983): a prediction that was fitted on some specimens is too sure about others.
+        """
+        self.outer.assign((1 - shrinkage) * self.outer)
+        self.outer_bias.assign((1 - shrinkage) * self.outer_bias + shrinkage * usual)
 
 
 def _enlarged(phases: Any) -> Any:
@@ -493,23 +506,35 @@ class Step(keras.Model):
         see `quantize`. In training, `rounded` shows the head the steps of int8. The mean is
         interpolated as it is; the head is shown it as `seen`, where that is given.
         """
-        folded = ops.space_to_depth(mean if seen is None else seen, FOLD)  # (B, H/2, W/2, 4)
         change = self.psf(psf_sigma_px)  # (B, knots)
+        x = self._near(mean if seen is None else seen, h, change, rounded)
+        if self.whole_image is not None:
+            change = ops.concatenate([change, self.whole_image(x)], axis=-1)
+        x = self._deepened(x, self.context, self.context_modulations, change, rounded)
+        modulations = self.modulations[1 + NEAR :]
+        x = self._deepened(x, self.head[NEAR:], modulations, change, rounded)
+        taps = self.upsampling.mirrored_kernel(0, 1)
+        phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
+        image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
+        return ops.relu(ops.add(image, self.correct(x, rounded)))
+
+    def whole_image_logits(
+        self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact
+    ) -> Any:
+        """Return the logits of what is found from the whole image, (B, estimates); see `read`."""
+        assert self.whole_image is not None
+        return self.whole_image.logits(self._near(mean, h, self.psf(psf_sigma_px), rounded))
+
+    def _near(self, mean: Any, h: Any, change: Any, rounded: Rounding) -> Any:
+        """Make the head's first layers, (B, H/2, W/2, 4 head_filters)."""
+        folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
         first, *further = self.modulations
         of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
         of_frames = rounded(self.head_hidden(h), SUMMAND_RANGE)
         x = rounded(ops.add(of_mean, of_frames), SUMMAND_RANGE)
         x = ops.relu6(first(x, change, rounded=rounded))
-        x = rounded(x, ACTIVATION_RANGE)  # (B, H/2, W/2, 4 head_filters)
-        x = self._deepened(x, self.head[:NEAR], further[:NEAR], change, rounded)
-        if self.whole_image is not None:
-            change = ops.concatenate([change, self.whole_image(x)], axis=-1)
-        x = self._deepened(x, self.context, self.context_modulations, change, rounded)
-        x = self._deepened(x, self.head[NEAR:], further[NEAR:], change, rounded)
-        taps = self.upsampling.mirrored_kernel(0, 1)
-        phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
-        image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
-        return ops.relu(ops.add(image, self.correct(x, rounded)))
+        x = rounded(x, ACTIVATION_RANGE)
+        return self._deepened(x, self.head[:NEAR], further[:NEAR], change, rounded)
 
     @staticmethod
     def _deepened(

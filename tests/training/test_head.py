@@ -217,7 +217,7 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
         (["--updates", "11"], "--updates is 11; at least 12 are needed"),
         (["--initial", str(run / "run.json")], "is not the manifest of a release"),
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),
-        (["--settings", "base"], "is of another network than the settings"),
+        (["--settings", "base"], "has another network than the settings"),
         (["--also", "nothing"], "No settings at nothing"),
     ):
         assert main([*words, *sized, *elsewhere, *wrong]) == 2
