@@ -215,10 +215,13 @@ def _chosen(training: Mapping[str, Any]) -> str:
     """Say which weights of the run these are."""
     if training["weights"] == "final":
         return "those at the end of the run"
+    shrunk = ""
+    if part := training.get("shrinkage"):
+        shrunk = f", its estimates from the whole image shrunk by {part:g} (`shrinkage`)"
     return (
         f"the best of all validations, after {training['updates']} updates: "
         f"{training['validation_db']:.2f} dB on other specimens of its own forward model "
-        f"(bicubic mean {training['mean_db']:.2f} dB)"
+        f"(bicubic mean {training['mean_db']:.2f} dB)" + shrunk
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.model_card import PICTURES, _further, int8_losses, replace_block
+from training.model_card import PICTURES, _chosen, _further, int8_losses, replace_block
 
 
 def test_int8_losses_compare_stack_by_stack() -> None:
@@ -24,6 +24,13 @@ def test_int8_losses_compare_stack_by_stack() -> None:
     assert losses["window"] == pytest.approx((-0.2, -0.5))
     assert losses["stream 30"] == pytest.approx((-0.5, -1.0))
     assert len(losses) == 2
+
+
+def test_the_card_says_that_estimates_were_shrunk() -> None:
+    """Mutations: always said, or never."""
+    chosen = {"weights": "best", "updates": 3, "validation_db": 2.0, "mean_db": 1.0}
+    assert "shrunk" not in _chosen(chosen)
+    assert "whole image shrunk by 0.4" in _chosen(chosen | {"shrinkage": 0.4})
 
 
 def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
