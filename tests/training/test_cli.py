@@ -10,7 +10,9 @@ import pytest
 
 from training.__main__ import COMMANDS, main
 
-KNOWN = "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin"
+KNOWN = (
+    "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin, voids"
+)
 """Settings files, as a missing one is answered."""
 
 

@@ -21,7 +21,9 @@ from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.train import Run
 
-KNOWN = "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin"
+KNOWN = (
+    "base, limit, limit_twin, mean, original, original_drawn, original_network, smoke, twin, voids"
+)
 """Settings files, as a missing one is answered."""
 
 ORIGINAL = """architecture = "original"
