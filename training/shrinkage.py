@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -26,6 +27,7 @@ from device.files import write_text
 from training.example import Example
 from training.network import FRAME_RANGE, MEAN_RANGE, Step, as_int8, build_step
 from training.reports import table
+from training.settings import TrainingSettings
 from training.train import Run, Validation, keep_memory, weights_and_origin
 
 log = logging.getLogger(__name__)
@@ -83,11 +85,41 @@ class Windows:
         return np.asarray(np.median(np.concatenate(found), axis=0))
 
 
-def shrink(step: Step, weights: Path, shrinkage: float, usual: np.ndarray) -> None:
-    """Give a step these weights, shrunk."""
-    assert step.whole_image is not None
-    step.load_weights(weights)
-    step.whole_image.shrink(shrinkage, usual)
+class Shrinkable(NamedTuple):
+    """A network, and where it comes from."""
+
+    step: Step
+    settings: TrainingSettings
+    weights: Path
+    """As they were learned."""
+    made_by: dict[str, Any]
+
+    def shrink(self, shrinkage: float, usual: np.ndarray) -> None:
+        """Give the step its weights, shrunk."""
+        assert self.step.whole_image is not None
+        self.step.load_weights(self.weights)
+        self.step.whole_image.shrink(shrinkage, usual)
+
+
+def loaded(initial: Path) -> Shrinkable:
+    """Load the network of a run or of a released model.
+
+    Raises
+    ------
+    UserError
+        There is none, or it finds nothing from the whole image.
+    """
+    try:
+        weights, made_by, settings = weights_and_origin(initial)
+        step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
+        step.load_weights(weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{initial} holds no weights: name a run's folder, or the manifest of a released model."
+        ) from error
+    if step.whole_image is None:
+        raise UserError(f"{initial} finds nothing from the whole image: there is nothing to do.")
+    return Shrinkable(step, settings, weights, made_by)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,33 +144,23 @@ def main(arguments: argparse.Namespace) -> int:
     if run.best.exists():
         raise UserError(f"{run.folder} holds a run: name another folder with --run.")
     keep_memory()
-    try:
-        weights, made_by, settings = weights_and_origin(arguments.initial)
-        step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
-        step.load_weights(weights)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{arguments.initial} holds no weights: name a run's folder, or the manifest of a "
-            "released model."
-        ) from error
-    if step.whole_image is None:
-        raise UserError(f"{arguments.initial} finds nothing from the whole image: nothing to do.")
-    validation = Validation(settings)
-    windows = Windows(step, validation.told)
+    network = loaded(arguments.initial)
+    validation = Validation(network.settings)
+    windows = Windows(network.step, validation.told)
     usual = windows.usual_logits()
     scores = {}
-    for each in sorted({*COMPARED, arguments.shrinkage}):
-        shrink(step, weights, each, usual)
-        scores[each] = [validation.score_db(windows.images(told)) for told in (False, True)]
-    rows = [[f"{each:g}", *(f"{db:.2f}" for db in found)] for each, found in scores.items()]
+    for part in sorted({*COMPARED, arguments.shrinkage}):
+        network.shrink(part, usual)
+        scores[part] = [validation.score_db(windows.images(told)) for told in (False, True)]
+    rows = [[f"{part:g}", *(f"{db:.2f}" for db in found)] for part, found in scores.items()]
     sys.stdout.write(table(["shrinkage", "validation, dB", "PSF told, dB"], rows))
-    run.begin(str(arguments.initial), settings)
-    run.note_initial(weights, made_by)
-    shrink(step, weights, arguments.shrinkage, usual)
+    network.shrink(arguments.shrinkage, usual)
     blind, told = scores[arguments.shrinkage]
     best = {"updates": _updates(arguments.initial), "shrinkage": arguments.shrinkage}
     best |= {"validation_db": blind, "validation_told_db": told, "mean_db": validation.mean_db}
-    step.save_weights(run.best)
+    run.begin(str(arguments.initial), network.settings)
+    run.note_initial(network.weights, network.made_by)
+    network.step.save_weights(run.best)
     write_text(run.folder / "best.json", json.dumps(best))
     log.info("%s is written", run.best)
     return 0

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from training import settings as settings_file
 from training import shrinkage
 from training.__main__ import main
 from training.example import make_example
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, Step, build_step
-from training.shrinkage import Windows, shrink
+from training.settings import TrainingSettings
+from training.shrinkage import Shrinkable, Windows
+from training.train import Run
 
 
 @pytest.fixture
@@ -73,8 +76,9 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
     step.save_weights(weights)
     before, usual = logits_of(windows), windows.usual_logits()
     np.testing.assert_allclose(usual, np.median(before, axis=0), rtol=1e-5)
+    network = Shrinkable(step, TrainingSettings(), weights, {})
     for part in (0.25, 1.0, 0.0):
-        shrink(step, weights, part, usual)
+        network.shrink(part, usual)
         expected = usual + (1 - part) * (before - usual)
         np.testing.assert_allclose(logits_of(windows), expected, atol=1e-4)
 
@@ -87,9 +91,11 @@ def test_the_command_leaves_a_run_and_says_what_it_gives(
     wide = tmp_path / "wide.toml"
     wide.write_text(tiny_settings.read_text().replace("[network]", "[network]\nestimates = 4"))
     first, run = tmp_path / "first", tmp_path / "shrunk"
-    assert main(["train", "--settings", str(wide), "--run", str(first)]) == 0
+    settings = settings_file.load(str(wide))
+    Run(first).begin(str(wide), settings)
+    build_step(settings.network, 32, 32).save_weights(first / "best.weights.h5")
+    (first / "best.json").write_text('{"updates": 7}')
     words = ["shrinkage", "--initial", str(first), "--run", str(run)]
-    capsys.readouterr()
     assert main([*words, "--shrinkage", "0.3"]) == 0
     said = capsys.readouterr().out
     assert "| 0 |" in said
@@ -97,10 +103,8 @@ def test_the_command_leaves_a_run_and_says_what_it_gives(
     about = json.loads((run / "run.json").read_text())
     assert about["initial"]["settings_given"] == str(wide)
     best = json.loads((run / "best.json").read_text())
-    own = json.loads((first / "best.json").read_text())
-    assert best["shrinkage"] == 0.3
-    assert best["updates"] == own["updates"]
-    assert best["mean_db"] == pytest.approx(own["mean_db"])
+    assert (best["shrinkage"], best["updates"]) == (0.3, 7)
+    assert best["mean_db"] > 10
     outer = {}
     for folder in (first, run):
         network = build_step(shrinkage.weights_and_origin(folder)[2].network, 32, 32)
