@@ -53,7 +53,8 @@ class ForwardModelSettings(BaseModel):
     ribbons_fraction: Fraction = 0.0
     """Part of the stacks with strips of some width, and pairs of lines as wide."""
     voids_fraction: Fraction = 0.0
-    """Part of the stacks whose label is all over the field but in bodies, which are dark in it."""
+    """Part of the stacks, those with two structures left out, whose label is all over the field but
+    in dark bodies; drawn last, instead of ribbons, too."""
     soft_fraction: Fraction = 0.0
     """Part of the continuous structures that are soft: label that lies throughout a thick specimen,
     or spreads, has no edges as sharp as a drawn one."""

@@ -1,16 +1,19 @@
 """Train the head of a released network further, on the states that its int8 cell makes.
 
-Back-propagation through time costs thirty times what one image does, and most of it for the cell.
-Here the cell stays: simulated stacks are played once through the released int8 step, as a device
+Back-propagation through time costs many times what one image does, most of it for the cell. Here
+the cell stays: simulated stacks are played once through the released int8 step, as a device
 would, and the head alone learns from what it is given there. Two processor cores are enough, and
 the head sees int8's own states instead of float ones.
 
 A part of the stacks may be drawn by other settings, so that what they have is seen more often.
 
-The weights that are kept are an average over the last updates (Polyak and Juditsky, SIAM J. Control
-Optim. 30, 838, 1992). The run's folder is like one of `train`, to be quantized (with
-``--head-gain 1``: the weights of a release are scaled already) and released. An interrupted run
-does not go on: name another folder.
+The weights that are kept are an exponential average over some hundred last updates (after Polyak
+and Juditsky, SIAM J. Control Optim. 30, 838, 1992). Of the settings count the network, the forward
+model, the normalization, the seed, the size of the fields, the copies (for a twin), the loss, and
+the parts of changes and of widths told; batch, rate and streams are the constants here and in
+`readings`. The run's folder is like one of `train`, to be quantized (with ``--head-gain 1``: the
+weights of a release are scaled already) and released. An interrupted run does not go on: name
+another folder.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -37,7 +40,6 @@ from training.network import (
     Rounding,
     Step,
     as_int8,
-    build_step,
     straight_through,
 )
 from training.readings import ALSO, Player, Reading
@@ -45,10 +47,11 @@ from training.settings import TrainingSettings
 from training.train import (
     Report,
     Run,
+    Trained,
     Validation,
     compile_to_learn,
     keep_memory,
-    weights_and_origin,
+    load_network,
 )
 
 log = logging.getLogger(__name__)
@@ -170,36 +173,27 @@ def train(
     head.fit(data, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[averages, report])
 
 
-class Released(NamedTuple):
-    """A released network."""
-
-    step: Step
-    file: Path
-    """Its int8 file."""
-    weights: Path
-    made_by: dict[str, Any]
-
-
-def released(manifest: Path, settings: TrainingSettings) -> Released:
-    """Load a released network, which must be that of these settings.
+def released(manifest: Path, settings: TrainingSettings) -> tuple[Trained, Path]:
+    """Load a released network, which must be that of these settings; returns its int8 file, too.
 
     Raises
     ------
     UserError
-        It is not the manifest of a released model of ours, or of another network.
+        It is not the manifest of a released model of ours, its int8 file is gone, or it is of
+        another network.
     """
     try:
-        file = json.loads(manifest.read_text())["files"]["int8"]["file"]
-        weights, made_by, own = weights_and_origin(manifest)
-        if own.network != settings.network:
-            raise UserError(f"{manifest} has another network than the settings: give its own.")
-        step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
-        step.load_weights(weights)
+        file = manifest.with_name(json.loads(manifest.read_text())["files"]["int8"]["file"])
     except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{manifest} is not the manifest of a release: name its .json.") from error
+    if not file.exists():
+        raise UserError(f"{file} is not there: the int8 file must lie beside its manifest.")
+    found = load_network(manifest)
+    if found.settings.network != settings.network:
         raise UserError(
-            f"{manifest} is not the manifest of a release with weights: name its .json."
-        ) from error
-    return Released(step, manifest.with_name(file), weights, made_by)
+            f"{manifest} has another network than the settings: give --settings with its own."
+        )
+    return found, file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,8 +210,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"draw {100 * ALSO:.0f} %% of the stacks by the forward model of these settings",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder to write")
-    parser.add_argument("--stacks", type=int, default=14000, help="to simulate (default: 14000)")
-    parser.add_argument("--updates", type=int, default=4800, help="of 16 (default: 4800)")
+    parser.add_argument("--stacks", type=int, default=6000, help="to simulate (default: 6000)")
+    parser.add_argument("--updates", type=int, default=2400, help="of 16 (default: 2400)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
 
 
@@ -226,17 +220,16 @@ def main(arguments: argparse.Namespace) -> int:
     for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS)):
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; at least {least} are needed.")
+    run = Run(arguments.run)
+    run.refuse_if_begun()
     keep_memory()
     settings = settings_file.load(arguments.settings)
-    step, file, weights, made_by = released(arguments.initial, settings)
+    initial, file = released(arguments.initial, settings)
     models = [settings.forward_model]
     if arguments.also:
         models.append(settings_file.load(arguments.also).forward_model)
-    run = Run(arguments.run)
-    if run.best.exists():
-        raise UserError(f"{run.folder} holds a run: name another folder with --run.")
     run.begin(arguments.settings, settings)
-    run.note_initial(weights, made_by)
+    run.note_initial(initial.weights, initial.made_by)
     data = settings.dataset
     player = Player(
         *(file, HIDDEN_STEP, models, data.size_px, data.change_fraction, data.normalization),
@@ -248,8 +241,8 @@ def main(arguments: argparse.Namespace) -> int:
     log.info("%d images to learn from", len(found))
     report = Report(run, WindowValidation(settings, player), checkpoints=False)
     try:
-        train(step, found, arguments.updates, settings, report)
+        train(initial.step, found, arguments.updates, settings, report)
     finally:
         report.board.close()
-    step.save_weights(run.final)
+    initial.step.save_weights(run.final)
     return 0

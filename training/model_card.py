@@ -85,8 +85,9 @@ trained for much longer, `docs/experiments.md`).
   the correlation of neighbours. Both are unlike what the network was trained on, so that they are
   no proof of what the fluctuation gives. The twin, trained on copies alone, is nearer to one; but
   what the network gains over it where nothing fluctuates is not the fluctuation's either.
-- *Unseen* groups are specimen families that training never showed; they are the honest guess for
-  a new sample.
+- *Unseen* groups are specimen families that training never draws; the thin ones are the honest guess
+  for a new sample. The continuous ones are perforated sheets, which it does not draw either; but
+  since 0.12.0 it draws round dark bodies in bright fields, because the sheets had been looked at.
 - PSF widths outside the range above and saturated frames: not trained, not measured. Interpolated,
   scaled and compressed frames: trained, not measured. A slow drift is trained, and measured above.
 
@@ -207,21 +208,24 @@ def _begun_with(training: Mapping[str, Any]) -> str:
     initial = training["initial"]
     return (
         f"the best weights of `{initial['command']}` at revision `{initial['git_revision']}`, "
-        f"seed {initial['seed']}, begun with {_begun_with(initial)}"
+        f"seed {initial['seed']}{_shrunk(initial)}, begun with {_begun_with(initial)}"
     )
+
+
+def _shrunk(training: Mapping[str, Any]) -> str:
+    """Say that the weights were shrunk; empty where they were not."""
+    part = training.get("shrinkage")
+    return f", its estimates from the whole image shrunk by {part:g} (`shrinkage`)" if part else ""
 
 
 def _chosen(training: Mapping[str, Any]) -> str:
     """Say which weights of the run these are."""
     if training["weights"] == "final":
         return "those at the end of the run"
-    shrunk = ""
-    if part := training.get("shrinkage"):
-        shrunk = f", its estimates from the whole image shrunk by {part:g} (`shrinkage`)"
     return (
         f"the best of all validations, after {training['updates']} updates: "
         f"{training['validation_db']:.2f} dB on other specimens of its own forward model "
-        f"(bicubic mean {training['mean_db']:.2f} dB)" + shrunk
+        f"(bicubic mean {training['mean_db']:.2f} dB){_shrunk(training)}"
     )
 
 

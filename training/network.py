@@ -404,8 +404,8 @@ class WholeImage(layers.Layer):
     def shrink(self, shrinkage: float, usual: np.ndarray) -> None:
         """Bring the logits nearer to their usual values, (n,): 0 leaves them, 1 makes them these.
 
-        Shrinkage to the mean (James and Stein, Berkeley Symposium 1961; Copas, J. R. Stat. Soc. B
-        45, 311, 1983): a prediction that was fitted on some specimens is too sure about others.
+        A prediction that was fitted on some cases is too sure about new ones (shrinkage: Copas,
+        J. R. Stat. Soc. B 45, 311, 1983), and more so about new kinds of them.
         """
         self.outer.assign((1 - shrinkage) * self.outer)
         self.outer_bias.assign((1 - shrinkage) * self.outer_bias + shrinkage * usual)
@@ -521,7 +521,10 @@ class Step(keras.Model):
     def whole_image_logits(
         self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact
     ) -> Any:
-        """Return the logits of what is found from the whole image, (B, estimates); see `read`."""
+        """Return the logits of what is found from the whole image, (B, estimates).
+
+        The mean is that which the head is shown; see `read`.
+        """
         assert self.whole_image is not None
         return self.whole_image.logits(self._near(mean, h, self.psf(psf_sigma_px), rounded))
 

@@ -17,7 +17,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -25,10 +24,9 @@ from keras import ops
 from device.errors import UserError
 from device.files import write_text
 from training.example import Example
-from training.network import FRAME_RANGE, MEAN_RANGE, Step, as_int8, build_step
+from training.network import FRAME_RANGE, MEAN_RANGE, Step, as_int8
 from training.reports import table
-from training.settings import TrainingSettings
-from training.train import Run, Validation, keep_memory, weights_and_origin
+from training.train import Run, Trained, Validation, keep_memory, load_network
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ BATCH = 32
 COMPARED = (0.0, 0.2, 0.4, 0.6, 0.8)
 
 
-class Windows:
+class PlayedWindows:
     """Windows of one size that a step's cell has seen, with int8's roundings.
 
     Parameters
@@ -61,65 +59,36 @@ class Windows:
             h, c = self.step.recur(frame, mean, h, c, as_int8)
         return np.asarray(ops.convert_to_numpy(h))
 
-    def _inputs(self, group: list[Example], told: bool) -> tuple[np.ndarray, np.ndarray]:
-        means = np.stack([e.means[-1] for e in group])[..., None]
+    @staticmethod
+    def _inputs(group: list[Example], told: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Put the means, (B, H, W, 1), and the widths of the PSF, (B, 1), together."""
         widths = [[e.psf_sigma_px if told else 0.0] for e in group]
-        return as_int8(means, MEAN_RANGE), np.array(widths, np.float32)
+        return np.stack([e.means[-1] for e in group])[..., None], np.array(widths, np.float32)
 
     def images(self, told: bool) -> list[np.ndarray]:
         """Make the image of every window, each (2H, 2W)."""
         found: list[np.ndarray] = []
         for group, h in zip(self.groups, self.states, strict=True):
             mean, psf = self._inputs(group, told)
-            made = self.step.read(mean, h, psf, as_int8)
+            made = self.step.read(mean, h, psf, as_int8, seen=as_int8(mean, MEAN_RANGE))
             found += list(ops.convert_to_numpy(made)[..., 0])
         return found
 
     def usual_logits(self) -> np.ndarray:
-        """Return the medians of what is found from the whole images, blind, (estimates,)."""
+        """Return the medians of the logits found from the whole images, blind, (estimates,)."""
         found = []
         for group, h in zip(self.groups, self.states, strict=True):
             mean, psf = self._inputs(group, told=False)
-            logits = self.step.whole_image_logits(mean, h, psf, as_int8)
+            logits = self.step.whole_image_logits(as_int8(mean, MEAN_RANGE), h, psf, as_int8)
             found.append(ops.convert_to_numpy(logits))
         return np.asarray(np.median(np.concatenate(found), axis=0))
 
 
-class Shrinkable(NamedTuple):
-    """A network, and where it comes from."""
-
-    step: Step
-    settings: TrainingSettings
-    weights: Path
-    """As they were learned."""
-    made_by: dict[str, Any]
-
-    def shrink(self, shrinkage: float, usual: np.ndarray) -> None:
-        """Give the step its weights, shrunk."""
-        assert self.step.whole_image is not None
-        self.step.load_weights(self.weights)
-        self.step.whole_image.shrink(shrinkage, usual)
-
-
-def loaded(initial: Path) -> Shrinkable:
-    """Load the network of a run or of a released model.
-
-    Raises
-    ------
-    UserError
-        There is none, or it finds nothing from the whole image.
-    """
-    try:
-        weights, made_by, settings = weights_and_origin(initial)
-        step = build_step(settings.network, *(settings.dataset.size_px,) * 2)
-        step.load_weights(weights)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{initial} holds no weights: name a run's folder, or the manifest of a released model."
-        ) from error
-    if step.whole_image is None:
-        raise UserError(f"{initial} finds nothing from the whole image: there is nothing to do.")
-    return Shrinkable(step, settings, weights, made_by)
+def shrink(network: Trained, shrinkage: float, usual: np.ndarray) -> None:
+    """Give a network the weights it was trained to, shrunk."""
+    assert network.step.whole_image is not None
+    network.step.load_weights(network.weights)
+    network.step.whole_image.shrink(shrinkage, usual)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,34 +110,30 @@ def main(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.shrinkage <= 1:
         raise UserError(f"--shrinkage is {arguments.shrinkage:g}; give a number from 0 to 1.")
     run = Run(arguments.run)
-    if run.best.exists():
-        raise UserError(f"{run.folder} holds a run: name another folder with --run.")
+    run.refuse_if_begun()
     keep_memory()
-    network = loaded(arguments.initial)
+    network = load_network(arguments.initial)
+    if network.step.whole_image is None:
+        raise UserError(
+            f"{arguments.initial} finds nothing from the whole image (its `estimates` are 0): name "
+            "a network that does."
+        )
     validation = Validation(network.settings)
-    windows = Windows(network.step, validation.told)
+    windows = PlayedWindows(network.step, validation.told)
     usual = windows.usual_logits()
     scores = {}
     for part in sorted({*COMPARED, arguments.shrinkage}):
-        network.shrink(part, usual)
+        shrink(network, part, usual)
         scores[part] = [validation.score_db(windows.images(told)) for told in (False, True)]
     rows = [[f"{part:g}", *(f"{db:.2f}" for db in found)] for part, found in scores.items()]
     sys.stdout.write(table(["shrinkage", "validation, dB", "PSF told, dB"], rows))
-    network.shrink(arguments.shrinkage, usual)
+    shrink(network, arguments.shrinkage, usual)
     blind, told = scores[arguments.shrinkage]
-    best = {"updates": _updates(arguments.initial), "shrinkage": arguments.shrinkage}
+    best = {"updates": network.made_by.get("updates", 0), "shrinkage": arguments.shrinkage}
     best |= {"validation_db": blind, "validation_told_db": told, "mean_db": validation.mean_db}
-    run.begin(str(arguments.initial), network.settings)
+    run.begin(network.made_by["settings_given"], network.settings)
     run.note_initial(network.weights, network.made_by)
     network.step.save_weights(run.best)
-    write_text(run.folder / "best.json", json.dumps(best))
+    write_text(run.of_best, json.dumps(best))
     log.info("%s is written", run.best)
     return 0
-
-
-def _updates(initial: Path) -> int:
-    """Say how many updates the weights had in their own run."""
-    about = json.loads(
-        (initial if initial.suffix == ".json" else initial / "best.json").read_text()
-    )
-    return int(about.get("training", about)["updates"])

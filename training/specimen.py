@@ -257,10 +257,10 @@ def tissue(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 def voids(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     """Label all over the field but in bodies, dark or dim: what a stain leaves out.
 
-    The bodies are those of another family, with a soft or a sharp edge; half of the label ends
-    somewhere in the field, as a tissue or a cell that is larger than it does.
+    The bodies are those of another family, in half of the fields with an edge of 0.5 to 3 px. In
+    half of the fields the label ends somewhere, as a tissue does, or a cell larger than the field.
     """
-    bodies = VOIDS[rng.integers(len(VOIDS))](grid, rng)
+    bodies = VOID_BODIES[rng.integers(len(VOID_BODIES))](grid, rng)
     bodies = np.minimum(np.exp(rng.uniform(0, 2.5)) * bodies, 1)
     if rng.random() < 0.5:
         bodies = ndimage.gaussian_filter(bodies, rng.uniform(0.5, 3))
@@ -312,5 +312,5 @@ CONTINUOUS: dict[str, Family] = {
 OTHERS: dict[str, Family] = {"ribbons": ribbons, "voids": voids}
 """Neither thin nor continuous: drawn as often as `ribbons_fraction` and `voids_fraction` say."""
 FAMILIES: dict[str, Family] = THIN | CONTINUOUS | OTHERS
-VOIDS: tuple[Family, ...] = (vesicles, filled_rods, rounded_cells)
+VOID_BODIES: tuple[Family, ...] = (vesicles, filled_rods, rounded_cells)
 """What `voids` leaves dark."""

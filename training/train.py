@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -31,7 +31,7 @@ from training.dataset import TrainingStream, validation_set
 from training.example import Example
 from training.loss import loss_with
 from training.metrics import psnr_db
-from training.network import Unrolled, build_step, take_over
+from training.network import Step, Unrolled, build_step, take_over
 from training.revision import git_revision
 from training.settings import TrainingSettings
 from training.tensorboard import TensorBoardLog
@@ -51,6 +51,7 @@ class Run:
         self.about = folder / "run.json"
         self.checkpoint = folder / "checkpoint.npz"
         self.best = folder / "best.weights.h5"
+        self.of_best = folder / "best.json"
         self.final = folder / "final.weights.h5"
         self.log = folder / "tensorboard"
 
@@ -74,6 +75,17 @@ class Run:
         about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
         if not self.about.exists():
             write_text(self.about, json.dumps(about, indent=2))
+
+    def refuse_if_begun(self) -> None:
+        """Refuse a folder with a run in it, for what does not go on where it stopped.
+
+        Raises
+        ------
+        UserError
+            A run was begun there.
+        """
+        if self.about.exists():
+            raise UserError(f"{self.folder} holds a run: name another folder with --run.")
 
     def note_initial(self, weights: Path, made_by: dict[str, Any]) -> None:
         """Write down which weights the run begins with, and what they were made by."""
@@ -223,7 +235,7 @@ class Report(keras.callbacks.Callback):
         self.best_db = self._best_so_far()
 
     def _best_so_far(self) -> float:
-        path = self.run.folder / "best.json"
+        path = self.run.of_best
         return json.loads(path.read_text())["validation_db"] if path.exists() else -np.inf
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
@@ -256,7 +268,7 @@ class Report(keras.callbacks.Callback):
             beside = self.run.best.with_name("best.tmp.weights.h5")
             self.model.step.save_weights(beside)
             beside.replace(self.run.best)
-            write_text(self.run.folder / "best.json", json.dumps(found))
+            write_text(self.run.of_best, json.dumps(found))
         if self.checkpoints:
             save_checkpoint(self.model, self.run.checkpoint)
 
@@ -299,17 +311,44 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
             f"The architecture {settings_file.of_run(run.folder).architecture} begins with random "
             "weights: leave --initial out."
         )
+    found = load_network(initial)
+    try:
+        take_over(network.step, found.step)
+    except ValueError as error:
+        raise UserError(
+            f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
+            "a released model."
+        ) from error
+    run.note_initial(found.weights, found.made_by)
+
+
+class Trained(NamedTuple):
+    """A network that was trained, and where it comes from."""
+
+    step: Step
+    settings: TrainingSettings
+    weights: Path
+    made_by: dict[str, Any]
+
+
+def load_network(initial: Path) -> Trained:
+    """Load the network of a run's folder (its best weights), or of a released model's manifest.
+
+    Raises
+    ------
+    UserError
+        There is none, or not of ours.
+    """
     try:
         weights, made_by, settings = weights_and_origin(initial)
-        smaller = build_step(settings.network)
-        smaller.load_weights(weights)
-        take_over(network.step, smaller)
+        step = build_step(settings.network)
+        step.load_weights(weights)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
             "a released model."
         ) from error
-    run.note_initial(weights, made_by)
+    return Trained(step, settings, weights, made_by)
 
 
 def weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
@@ -319,7 +358,8 @@ def weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSet
         about = json.loads(initial.read_text())["training"]
         return initial.with_suffix(".weights.h5"), about, settings
     run = Run(initial)
-    return run.best, json.loads(run.about.read_text()), settings_file.of_run(initial)
+    about = json.loads(run.about.read_text()) | json.loads(run.of_best.read_text())
+    return run.best, about, settings_file.of_run(initial)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -62,7 +62,7 @@ def weights_of(step: keras.Model) -> dict[str, np.ndarray]:
 def test_a_head_makes_of_a_reading_what_the_step_makes_of_the_frames(manifest, player) -> None:
     """Mutations: the state before the frame instead of that after it; another frame's mean; a state
     in other units; the cell state instead of the output."""
-    step, file, *_ = head.released(manifest, own_settings(manifest))
+    (step, *_), file = head.released(manifest, own_settings(manifest))
     rng = np.random.default_rng(1)  # eight updates from nothing would be rounded away
     step.correction.kernel.assign(rng.normal(0, 0.3, step.correction.kernel.shape))
     example = window(player)
@@ -112,8 +112,26 @@ def test_a_seed_is_a_stack_and_windows_are_read_turned_too(player, monkeypatch) 
     streamed = player.stack((3, 6, 1))
     assert len(streamed) == 2
     assert not np.array_equal(streamed[0].mean, streamed[1].mean)
-    copies = replace(player, copies=30)
-    assert len(copies.stack((3, 6, 1))) == 2
+
+
+def test_a_twin_plays_copies_of_a_window_s_mean(player, monkeypatch) -> None:
+    """Mutations: a stream; frames instead of copies; the mean of as many frames as there are
+    copies."""
+    monkeypatch.setattr(readings, "STREAMS", 1.0)
+    monkeypatch.setattr(readings, "HALF_WAY", 0.0)
+    examples = []
+
+    def noted(*given, **told):
+        examples.append(make_example(*given, **told))
+        return examples[-1]
+
+    monkeypatch.setattr(readings, "make_example", noted)
+    assert len(replace(player, copies=4).stack((3, 6, 1))) == 2
+    (example,) = examples
+    assert example.frames.shape[0] == 4
+    assert np.ptp(example.frames, axis=0).max() == 0
+    whole = make_example(player.models[0], 30, 32, False, (3, 6, 1), player.normalization, 4)
+    np.testing.assert_array_equal(example.means[-1], whole.means[-1])
 
 
 def test_other_settings_have_their_share(player, monkeypatch) -> None:
@@ -160,10 +178,35 @@ def test_every_reading_is_taken_once_before_any_is_taken_again() -> None:
     assert 100 < told.count(1.5) < 220
 
 
+def test_the_command_plays_what_it_is_told_to(
+    manifest, tiny_settings, tmp_path, monkeypatch
+) -> None:
+    """Mutations: a twin that is fed frames; the other settings left out; the release's data."""
+    played = []
+
+    class Noted(Player):
+        def __post_init__(self) -> None:
+            played.append(self)
+            raise InterruptedError
+
+    monkeypatch.setattr(head, "Player", Noted)
+    twin = tmp_path / "twin.toml"
+    fed = tiny_settings.read_text().replace("[dataset]", "[dataset]\ncopies = 5")
+    twin.write_text(fed + "\n[forward_model]\nphotons = [20.0, 30.0]\n")
+    words = ["head", "--initial", str(manifest), "--settings", str(twin)]
+    words += ["--run", str(tmp_path / "run"), "--also", "original_drawn"]
+    with pytest.raises(InterruptedError):
+        main(words)
+    (player,) = played
+    assert player.copies == 5
+    assert [model.photons for model in player.models] == [(20.0, 30.0), (100.0, 100.0)]
+    assert player.file == manifest.with_name("learn2sofi-0.1-int8.tflite")
+
+
 def trained(manifest: Path, player: Player, run: Path) -> tuple[dict, dict]:
     """Train for a few updates; returns the weights before and those that are kept."""
     settings = own_settings(manifest)
-    step, *_ = head.released(manifest, settings)
+    (step, *_), _ = head.released(manifest, settings)
     before = weights_of(step)
     validation = head.WindowValidation(settings, player)
     report = head.Report(Run(run), validation, checkpoints=False)
@@ -212,10 +255,13 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
     assert main([*words, *sized]) == 2
     assert "holds a run" in capsys.readouterr().err
     elsewhere = ["--run", str(tmp_path / "other")]
+    alone = tmp_path / "alone.json"
+    alone.write_bytes(manifest.read_bytes())
     for wrong, said in (
         (["--stacks", "7"], "--stacks is 7; at least 8 are needed"),
         (["--updates", "11"], "--updates is 11; at least 12 are needed"),
         (["--initial", str(run / "run.json")], "is not the manifest of a release"),
+        (["--initial", str(alone)], "the int8 file must lie beside its manifest"),
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),
         (["--settings", "base"], "has another network than the settings"),
         (["--also", "nothing"], "No settings at nothing"),

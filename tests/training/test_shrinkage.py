@@ -16,8 +16,8 @@ from training.example import make_example
 from training.forward_model import ForwardModelSettings
 from training.network import NetworkSettings, Step, build_step
 from training.settings import TrainingSettings
-from training.shrinkage import Shrinkable, Windows
-from training.train import Run
+from training.shrinkage import PlayedWindows, shrink
+from training.train import Run, Trained, Validation, load_network
 
 
 @pytest.fixture
@@ -32,16 +32,18 @@ def step() -> Step:
 
 
 @pytest.fixture
-def windows(step: Step) -> Windows:
+def windows(step: Step) -> PlayedWindows:
     """Three windows, of their first six frames."""
     model = ForwardModelSettings()
     examples = [
         make_example(model, 30, 32, False, (1, 2, k), psf_told_fraction=1.0) for k in range(3)
     ]
-    return Windows(step, [replace(e, frames=e.frames[:6], means=e.means[:6]) for e in examples])
+    return PlayedWindows(
+        step, [replace(e, frames=e.frames[:6], means=e.means[:6]) for e in examples]
+    )
 
 
-def logits_of(windows: Windows) -> np.ndarray:
+def logits_of(windows: PlayedWindows) -> np.ndarray:
     """Of every window, (3, 4)."""
     found = []
     for group, h in zip(windows.groups, windows.states, strict=True):
@@ -56,7 +58,7 @@ def test_a_window_ends_in_the_step_s_own_state_and_image(step, windows, monkeypa
     monkeypatch.setattr(shrinkage, "BATCH", 2)
     monkeypatch.setattr(shrinkage, "as_int8", lambda x, limits: x)
     examples = [e for group in windows.groups for e in group]
-    again = Windows(step, examples)
+    again = PlayedWindows(step, examples)
     assert [len(group) for group in again.groups] == [2, 1]
     for told in (False, True):
         for example, image in zip(examples, again.images(told), strict=True):
@@ -77,47 +79,77 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
     step.save_weights(weights)
     before, usual = logits_of(windows), windows.usual_logits()
     np.testing.assert_allclose(usual, np.median(before, axis=0), rtol=1e-5)
-    network = Shrinkable(step, TrainingSettings(), weights, {})
+    network = Trained(step, TrainingSettings(), weights, {})
     for part in (0.25, 1.0, 0.0):
-        network.shrink(part, usual)
+        shrink(network, part, usual)
         expected = usual + (1 - part) * (before - usual)
         np.testing.assert_allclose(logits_of(windows), expected, atol=1e-4)
 
 
-def test_the_command_leaves_a_run_and_says_what_it_gives(
-    tiny_run: Path, tiny_settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Mutations: an origin that is not written down; a run that is written over; weights that are
-    not shrunk, or by another part."""
+@pytest.fixture
+def first(tiny_settings: Path, tmp_path: Path, step: Step) -> Path:
+    """A run of such a network."""
     wide = tmp_path / "wide.toml"
     wide.write_text(tiny_settings.read_text().replace("[network]", "[network]\nestimates = 4"))
-    first, run = tmp_path / "first", tmp_path / "shrunk"
     settings = settings_file.load(str(wide))
-    Run(first).begin(str(wide), settings)
-    build_step(settings.network, 32, 32).save_weights(first / "best.weights.h5")
-    (first / "best.json").write_text('{"updates": 7}')
+    run = Run(tmp_path / "first")
+    run.begin(str(wide), settings)
+    made = build_step(settings.network, 32, 32)
+    rng = np.random.default_rng(1)
+    for weights in made.weights:
+        if not np.any(weights):
+            weights.assign(rng.normal(0, 0.3, weights.shape))
+    made.save_weights(run.best)
+    run.of_best.write_text('{"updates": 7}')
+    return run.folder
+
+
+def test_the_command_leaves_a_run_and_says_what_it_gives(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutations: an origin that is not written down; a run that is written over; weights that are
+    not shrunk, or by another part; one line's scores for all; blind and told mixed up."""
+    run = tmp_path / "shrunk"
     words = ["shrinkage", "--initial", str(first), "--run", str(run)]
     assert main([*words, "--shrinkage", "0.3"]) == 0
-    said = capsys.readouterr().out
-    assert "| 0 |" in said
-    assert "| 0.3 |" in said
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["| 0", "| 0.2", "| 0.3", "| 0.4", "| 0.6", "| 0.8"]
     about = json.loads((run / "run.json").read_text())
-    assert about["initial"]["settings_given"] == str(wide)
+    assert (
+        about["settings_given"]
+        == about["initial"]["settings_given"]
+        == str(first.parent / "wide.toml")
+    )
     best = json.loads((run / "best.json").read_text())
     assert (best["shrinkage"], best["updates"]) == (0.3, 7)
     assert best["mean_db"] > 10
-    outer = {}
-    for folder in (first, run):
-        network = build_step(shrinkage.weights_and_origin(folder)[2].network, 32, 32)
-        network.load_weights(folder / "best.weights.h5")
-        outer[folder] = np.asarray(network.whole_image.outer)
-    np.testing.assert_allclose(outer[run], 0.7 * outer[first], rtol=1e-5)
-    elsewhere = ["--run", str(tmp_path / "other")]
+    before, after = load_network(first), load_network(run)
+    played = PlayedWindows(before.step, Validation(before.settings).told)
+    usual, old = played.usual_logits(), before.step.whole_image
+    validation = Validation(after.settings)
+    for network, place in ((before, 0), (after, 2)):
+        windows = PlayedWindows(network.step, validation.told)
+        scores = [validation.score_db(windows.images(told)) for told in (False, True)]
+        assert lines[place][1:] == [f"{scores[0]:.2f}", f"{scores[1]:.2f} |"]
+    assert scores == pytest.approx([best["validation_db"], best["validation_told_db"]], abs=1e-4)
+    assert lines[0][1:] != lines[2][1:]
+    new = after.step.whole_image
+    np.testing.assert_allclose(new.outer, 0.7 * np.asarray(old.outer), rtol=1e-5)
+    bias = 0.7 * np.asarray(old.outer_bias) + 0.3 * usual
+    np.testing.assert_allclose(new.outer_bias, bias, atol=1e-5)
+
+
+def test_what_cannot_be_shrunk_is_said(
+    first: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Mutations: a run that is written over; another network's estimates taken for granted."""
+    other = ["--run", str(tmp_path / "other")]
+    words = ["shrinkage", "--initial", str(first), *other]
     for wrong, problem in (
-        ([], "holds a run"),
-        ([*elsewhere, "--shrinkage", "1.2"], "--shrinkage is 1.2; give a number from 0 to 1"),
-        ([*elsewhere, "--initial", str(tmp_path / "none")], "holds no weights"),
-        ([*elsewhere, "--initial", str(tiny_run)], "finds nothing from the whole image"),
+        (["--run", str(first)], "holds a run"),
+        (["--shrinkage", "1.2"], "--shrinkage is 1.2; give a number from 0 to 1"),
+        (["--initial", str(tmp_path / "none")], "holds no weights of this network"),
+        (["--initial", str(tiny_run)], "finds nothing from the whole image"),
     ):
         assert main([*words, *wrong]) == 2
         assert problem in capsys.readouterr().err

@@ -96,18 +96,29 @@ def test_a_strip_and_a_pair_are_as_wide_and_as_bright(monkeypatch: pytest.Monkey
     assert min(widths) < 2 and 10 < max(widths) <= 12
 
 
-def test_voids_lie_in_a_bright_field() -> None:
-    """Mutations: the bodies bright instead of dark; all of the label at one edge; always dark.
+def test_voids_are_dark_in_a_bright_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutations: bright bodies; bodies always black, or never; the label at an edge alone.
 
-    40 fields. Half of them have no edge, so that nearly all of such a field is above a tenth of its
-    maximum; and where bodies are all dark some of it is 0.
+    A single square body in the middle of 60 fields, whose label is compared there and around it.
+    Half of the fields have no outline, so that most of them are bright all around.
     """
-    fields = [voids(Grid(96, 96), np.random.default_rng(seed)) for seed in range(40)]
-    bright = np.array([np.mean(field > 0.1) for field in fields])
-    assert np.median(bright) > 0.6
-    dark = [field.min() < 0.01 for field in fields]
-    assert 10 <= sum(dark) < 40
-    assert all(field.min() >= 0 for field in fields)
+
+    def square(grid: Grid, rng: np.random.Generator) -> np.ndarray:
+        body = np.zeros(grid, np.float32)
+        body[36:60, 36:60] = 1
+        return body
+
+    monkeypatch.setattr(specimen, "VOID_BODIES", (square,))
+    inside, around = [], []
+    for seed in range(60):
+        field = voids(Grid(96, 96), np.random.default_rng(seed))
+        inside.append(field[44:52, 44:52].mean())
+        around.append(np.median(np.delete(field, slice(26, 70), axis=0)))
+    lit = np.array(around) > 0.1
+    assert lit.sum() > 30
+    part = np.array(inside)[lit] / np.array(around)[lit]
+    assert (part < 0.9).mean() > 0.9
+    assert 0.3 < (part < 1e-3).mean() < 0.9
 
 
 def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() -> None:
