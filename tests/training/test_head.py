@@ -184,12 +184,11 @@ def test_the_command_plays_what_it_is_told_to(
     """Mutations: a twin that is fed frames; the other settings left out; the release's data."""
     played = []
 
-    class Noted(Player):
-        def __post_init__(self) -> None:
-            played.append(self)
-            raise InterruptedError
+    def noted(*given, **told):
+        played.append(Player(*given, **told))
+        raise InterruptedError
 
-    monkeypatch.setattr(head, "Player", Noted)
+    monkeypatch.setattr(head, "Player", noted)
     twin = tmp_path / "twin.toml"
     fed = tiny_settings.read_text().replace("[dataset]", "[dataset]\ncopies = 5")
     twin.write_text(fed + "\n[forward_model]\nphotons = [20.0, 30.0]\n")

@@ -14,7 +14,7 @@ from training import shrinkage
 from training.__main__ import main
 from training.example import make_example
 from training.forward_model import ForwardModelSettings
-from training.network import NetworkSettings, Step, build_step
+from training.network import MEAN_RANGE, NetworkSettings, Step, build_step
 from training.settings import TrainingSettings
 from training.shrinkage import PlayedWindows, shrink
 from training.train import Run, Trained, Validation, load_network
@@ -48,7 +48,8 @@ def logits_of(windows: PlayedWindows) -> np.ndarray:
     found = []
     for group, h in zip(windows.groups, windows.states, strict=True):
         mean, psf = windows._inputs(group, told=False)
-        found.append(windows.step.whole_image_logits(mean, h, psf, shrinkage.as_int8))
+        shown = shrinkage.as_int8(mean, MEAN_RANGE)
+        found.append(windows.step.whole_image_logits(shown, h, psf, shrinkage.as_int8))
     return np.concatenate([np.asarray(each) for each in found])
 
 
@@ -90,15 +91,19 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
 def first(tiny_settings: Path, tmp_path: Path, step: Step) -> Path:
     """A run of such a network."""
     wide = tmp_path / "wide.toml"
-    wide.write_text(tiny_settings.read_text().replace("[network]", "[network]\nestimates = 4"))
+    text = tiny_settings.read_text().replace("[network]", "[network]\nestimates = 4")
+    wide.write_text(text.replace("head_layers = 1", "head_layers = 3"))
     settings = settings_file.load(str(wide))
     run = Run(tmp_path / "first")
     run.begin(str(wide), settings)
     made = build_step(settings.network, 32, 32)
     rng = np.random.default_rng(1)
     for weights in made.weights:
-        if not np.any(weights):
+        if "modulation" in weights.path:  # as far as it goes, so that the scores tell
+            weights.assign(rng.normal(0, 3, weights.shape))
+        elif not np.any(weights):
             weights.assign(rng.normal(0, 0.3, weights.shape))
+    made.whole_image.outer.assign(10 * made.whole_image.outer)
     made.save_weights(run.best)
     run.of_best.write_text('{"updates": 7}')
     return run.folder
