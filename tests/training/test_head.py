@@ -190,7 +190,8 @@ def test_the_command_plays_what_it_is_told_to(
 
     monkeypatch.setattr(head, "Player", noted)
     twin = tmp_path / "twin.toml"
-    fed = tiny_settings.read_text().replace("[dataset]", "[dataset]\ncopies = 5")
+    copies = "[dataset]\ncopies = 5\nstream_fraction = 0.0"
+    fed = tiny_settings.read_text().replace("[dataset]", copies)
     twin.write_text(fed + "\n[forward_model]\nphotons = [20.0, 30.0]\n")
     words = ["head", "--initial", str(manifest), "--settings", str(twin)]
     words += ["--run", str(tmp_path / "run"), "--also", "original_drawn"]
