@@ -111,7 +111,7 @@ def test_it_beats_the_mean(documents, steps, mode):
 def test_int8_is_near_float32(documents):
     """Mean over all stacks within 0.05 dB, in either direction, and 0.35 dB on the worst.
 
-    0.2 dB on the worst was asked for; a window loses 0.21 and a stream 0.30 (the card).
+    0.2 dB on the worst was asked for; a window loses 0.25 and a stream 0.27 (the card).
     """
     losses = model_card.int8_losses(documents[1])
     assert set(losses) == {"window", "stream 30", "stream 120", "window, PSF told"}
