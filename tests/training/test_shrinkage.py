@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -20,15 +21,23 @@ from training.shrinkage import PlayedWindows, shrink
 from training.train import Run, Trained, Validation, load_network
 
 
-@pytest.fixture
-def step() -> Step:
-    """One whose image depends on what is found from the whole of it."""
-    step = build_step(NetworkSettings(estimates=4), 32, 32)
+def telling(settings: NetworkSettings) -> Step:
+    """Make a step whose image depends on what it finds from the whole of a window."""
+    keras.utils.set_random_seed(1)
+    step = build_step(settings, 32, 32)
     rng = np.random.default_rng(1)
     for weights in step.weights:
         if not np.any(weights):
             weights.assign(rng.normal(0, 0.3, weights.shape))
+    step.whole_image.inner.assign(30 * step.whole_image.inner)
+    step.whole_image.inner_bias.assign(np.ones(step.whole_image.inner_bias.shape))
     return step
+
+
+@pytest.fixture
+def step() -> Step:
+    """One of them."""
+    return telling(NetworkSettings(estimates=4))
 
 
 @pytest.fixture
@@ -79,6 +88,7 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
     weights = tmp_path / "own.weights.h5"
     step.save_weights(weights)
     before, usual = logits_of(windows), windows.usual_logits()
+    assert np.ptp(before, axis=0).max() > 0.5
     np.testing.assert_allclose(usual, np.median(before, axis=0), rtol=1e-5)
     network = Trained(step, TrainingSettings(), weights, {})
     for part in (0.25, 1.0, 0.0):
@@ -96,14 +106,9 @@ def first(tiny_settings: Path, tmp_path: Path, step: Step) -> Path:
     settings = settings_file.load(str(wide))
     run = Run(tmp_path / "first")
     run.begin(str(wide), settings)
-    made = build_step(settings.network, 32, 32)
-    rng = np.random.default_rng(1)
-    for weights in made.weights:
-        if "modulation" in weights.path:  # as far as it goes, so that the scores tell
-            weights.assign(rng.normal(0, 3, weights.shape))
-        elif not np.any(weights):
-            weights.assign(rng.normal(0, 0.3, weights.shape))
-    made.whole_image.outer.assign(10 * made.whole_image.outer)
+    made = telling(settings.network)
+    modulation = made.modulations[-1].kernel
+    modulation.assign(5 * modulation)
     made.save_weights(run.best)
     run.of_best.write_text('{"updates": 7}')
     return run.folder
