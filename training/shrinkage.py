@@ -15,8 +15,9 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -59,29 +60,28 @@ class PlayedWindows:
             h, c = self.step.recur(frame, mean, h, c, as_int8)
         return np.asarray(ops.convert_to_numpy(h))
 
-    @staticmethod
-    def _inputs(group: list[Example], told: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Put the means, (B, H, W, 1), and the widths of the PSF, (B, 1), together."""
-        widths = [[e.psf_sigma_px if told else 0.0] for e in group]
-        return np.stack([e.means[-1] for e in group])[..., None], np.array(widths, np.float32)
+    def _shown(self, told: bool) -> Iterator[tuple[np.ndarray, Any, np.ndarray, np.ndarray]]:
+        """Give the means, (B, H, W, 1), as they are and as the head is shown them, h and widths."""
+        for group, h in zip(self.groups, self.states, strict=True):
+            mean = np.stack([e.means[-1] for e in group])[..., None]
+            widths = [[e.psf_sigma_px if told else 0.0] for e in group]
+            yield mean, as_int8(mean, MEAN_RANGE), h, np.array(widths, np.float32)
 
     def images(self, told: bool) -> list[np.ndarray]:
         """Make the image of every window, each (2H, 2W)."""
         found: list[np.ndarray] = []
-        for group, h in zip(self.groups, self.states, strict=True):
-            mean, psf = self._inputs(group, told)
-            made = self.step.read(mean, h, psf, as_int8, seen=as_int8(mean, MEAN_RANGE))
+        for mean, seen, h, psf in self._shown(told):
+            made = self.step.read(mean, h, psf, as_int8, seen=seen)
             found += list(ops.convert_to_numpy(made)[..., 0])
         return found
 
-    def usual_logits(self) -> np.ndarray:
-        """Return the medians of the logits found from the whole images, blind, (estimates,)."""
-        found = []
-        for group, h in zip(self.groups, self.states, strict=True):
-            mean, psf = self._inputs(group, told=False)
-            logits = self.step.whole_image_logits(as_int8(mean, MEAN_RANGE), h, psf, as_int8)
-            found.append(ops.convert_to_numpy(logits))
-        return np.asarray(np.median(np.concatenate(found), axis=0))
+    def logits(self) -> np.ndarray:
+        """Return the logits found from the whole images, blind, (N, estimates)."""
+        found = [
+            self.step.whole_image_logits(seen, h, psf, as_int8)
+            for _, seen, h, psf in self._shown(told=False)
+        ]
+        return np.concatenate([ops.convert_to_numpy(each) for each in found])
 
 
 def shrink(network: Trained, shrinkage: float, usual: np.ndarray) -> None:
@@ -120,7 +120,7 @@ def main(arguments: argparse.Namespace) -> int:
         )
     validation = Validation(network.settings)
     windows = PlayedWindows(network.step, validation.told)
-    usual = windows.usual_logits()
+    usual = np.median(windows.logits(), axis=0)
     scores = {}
     for part in sorted({*COMPARED, arguments.shrinkage}):
         shrink(network, part, usual)

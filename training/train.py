@@ -315,10 +315,7 @@ def initialize(network: Network, run: Run, initial: Path) -> None:
     try:
         take_over(network.step, found.step)
     except ValueError as error:
-        raise UserError(
-            f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
-            "a released model."
-        ) from error
+        raise _no_weights(initial) from error
     run.note_initial(found.weights, found.made_by)
 
 
@@ -340,18 +337,22 @@ def load_network(initial: Path) -> Trained:
         There is none, or not of ours.
     """
     try:
-        weights, made_by, settings = weights_and_origin(initial)
+        weights, made_by, settings = _weights_and_origin(initial)
         step = build_step(settings.network)
         step.load_weights(weights)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
-            "a released model."
-        ) from error
+        raise _no_weights(initial) from error
     return Trained(step, settings, weights, made_by)
 
 
-def weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
+def _no_weights(initial: Path) -> UserError:
+    return UserError(
+        f"{initial} holds no weights of this network: name a run's folder, or the manifest of "
+        "a released model."
+    )
+
+
+def _weights_and_origin(initial: Path) -> tuple[Path, dict[str, Any], TrainingSettings]:
     """Find weights, origin and settings of a run, or of a released model beside its manifest."""
     if initial.suffix == ".json":
         settings = settings_file.of_file(initial.with_suffix(".settings.json"))

@@ -15,7 +15,7 @@ from training import shrinkage
 from training.__main__ import main
 from training.example import make_example
 from training.forward_model import ForwardModelSettings
-from training.network import MEAN_RANGE, NetworkSettings, Step, build_step
+from training.network import NetworkSettings, Step, build_step
 from training.settings import TrainingSettings
 from training.shrinkage import PlayedWindows, shrink
 from training.train import Run, Trained, Validation, load_network
@@ -52,16 +52,6 @@ def windows(step: Step) -> PlayedWindows:
     )
 
 
-def logits_of(windows: PlayedWindows) -> np.ndarray:
-    """Of every window, (3, 4)."""
-    found = []
-    for group, h in zip(windows.groups, windows.states, strict=True):
-        mean, psf = windows._inputs(group, told=False)
-        shown = shrinkage.as_int8(mean, MEAN_RANGE)
-        found.append(windows.step.whole_image_logits(shown, h, psf, shrinkage.as_int8))
-    return np.concatenate([np.asarray(each) for each in found])
-
-
 def test_a_window_ends_in_the_step_s_own_state_and_image(step, windows, monkeypatch) -> None:
     """Against the step, frame by frame and one by one, nothing rounded. Mutations: the mean of the
     first window for all; frames of another order; the PSF's width told to the blind."""
@@ -87,14 +77,14 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
     """Mutations: nearer to 0; the bias left as it was; shrunk twice; 1 leaves them."""
     weights = tmp_path / "own.weights.h5"
     step.save_weights(weights)
-    before, usual = logits_of(windows), windows.usual_logits()
+    before = windows.logits()
+    usual = np.median(before, axis=0)
     assert np.ptp(before, axis=0).max() > 0.5
-    np.testing.assert_allclose(usual, np.median(before, axis=0), rtol=1e-5)
     network = Trained(step, TrainingSettings(), weights, {})
     for part in (0.25, 1.0, 0.0):
         shrink(network, part, usual)
         expected = usual + (1 - part) * (before - usual)
-        np.testing.assert_allclose(logits_of(windows), expected, atol=1e-4)
+        np.testing.assert_allclose(windows.logits(), expected, atol=1e-4)
 
 
 @pytest.fixture
@@ -135,7 +125,7 @@ def test_the_command_leaves_a_run_and_says_what_it_gives(
     assert best["mean_db"] > 10
     before, after = load_network(first), load_network(run)
     played = PlayedWindows(before.step, Validation(before.settings).told)
-    usual, old = played.usual_logits(), before.step.whole_image
+    usual, old = np.median(played.logits(), axis=0), before.step.whole_image
     validation = Validation(after.settings)
     for network, place in ((before, 0), (after, 2)):
         windows = PlayedWindows(network.step, validation.told)
