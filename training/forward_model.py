@@ -14,7 +14,7 @@ from training.fluctuation import Blinking, BlinkingUnderSpeckle, SpeckleExcitati
 from training.optics import UPSAMPLING, GaussianPsf, Psf, PupilPsf, target_image
 from training.processing import Processing
 from training.sensor import Sensor
-from training.specimen import CONTINUOUS, FAMILIES, THIN, Family, Grid
+from training.specimen import CONTINUOUS, FAMILIES, OTHERS, THIN, Family, Grid
 from training.specimen_images import crop
 
 CHOICES = ("bit_depths", "families", "waveguide_cones_deg", "phase_steps_rad")
@@ -54,7 +54,10 @@ class ForwardModelSettings(BaseModel):
     """Part of the stacks with strips of some width, and pairs of lines as wide."""
     voids_fraction: Fraction = 0.0
     """Part of the stacks, those with two structures left out, whose label is all over the field but
-    in dark bodies; drawn last, instead of ribbons, too."""
+    in dark bodies; drawn instead of ribbons, too."""
+    leaves_fraction: Fraction = 0.0
+    """Part of the stacks, those with two structures left out, of flat shapes over one another;
+    drawn last, instead of ribbons and voids, too."""
     soft_fraction: Fraction = 0.0
     """Part of the continuous structures that are soft: label that lies throughout a thick specimen,
     or spreads, has no edges as sharp as a drawn one."""
@@ -293,10 +296,10 @@ def draw_specimen(
     if rng.random() < settings.beads_fraction:
         family = "beads"
     # Nothing is drawn where there are none: the stacks of a seed stay what they were.
-    if settings.ribbons_fraction and rng.random() < settings.ribbons_fraction:
-        family = "ribbons"
-    if settings.voids_fraction and rng.random() < settings.voids_fraction:
-        family = "voids"
+    for name in OTHERS:
+        fraction = getattr(settings, f"{name}_fraction")
+        if fraction and rng.random() < fraction:
+            family = name
     return family, draw_family(settings, family, grid, rng)
 
 

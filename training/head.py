@@ -70,7 +70,9 @@ class Head(keras.Model):
     """A step's head, to be trained.
 
     Inputs: `mean`, (B, H, W); `h`, (B, H/2, W/2, 4 filters), in steps of `HIDDEN_STEP`;
-    `psf_sigma_px` and `gain`, (B, 1). Output: the images, (B, 1, 2H, 2W), in units of the truth.
+    `psf_sigma_px`, `gain` and `trust`, (B, 1). Output: the images, (B, 1, 2H, 2W), in units of the
+    truth. `trust` is that in what is found from the whole image: training draws it, so that the
+    head does not lean on what may be wrong, and else it is whole.
     """
 
     def __init__(self, step: Step) -> None:
@@ -85,11 +87,14 @@ class Head(keras.Model):
         mean = ops.cast(inputs["mean"], "float32")[..., None]
         h = ops.cast(inputs["h"], "float32") * HIDDEN_STEP
         seen = as_int8(mean, MEAN_RANGE)
-        image = self.step.read(mean, h, inputs["psf_sigma_px"], rounded, seen)[..., 0]
+        trust = inputs["trust"] if training else None
+        image = self.step.read(mean, h, inputs["psf_sigma_px"], rounded, seen, trust)[..., 0]
         return (image * inputs["gain"][:, :, None])[:, None]
 
 
-def batch_of(taken: Sequence[Reading], told: np.ndarray) -> tuple[Arrays, np.ndarray]:
+def batch_of(
+    taken: Sequence[Reading], told: np.ndarray, trust: np.ndarray
+) -> tuple[Arrays, np.ndarray]:
     """Put readings side by side: the inputs of `Head`, and the truth, (B, 1, 2H, 2W).
 
     Parameters
@@ -98,6 +103,8 @@ def batch_of(taken: Sequence[Reading], told: np.ndarray) -> tuple[Arrays, np.nda
         B of them.
     told : ndarray of bool
         (B,), whether the PSF's width is.
+    trust : ndarray
+        (B,), in what is found from the whole image, from 0 to 1.
     """
     width = np.array([each.psf_sigma_px for each in taken], np.float32) * told
     inputs = {
@@ -105,6 +112,7 @@ def batch_of(taken: Sequence[Reading], told: np.ndarray) -> tuple[Arrays, np.nda
         "h": np.stack([each.h for each in taken]),
         "psf_sigma_px": width[:, None],
         "gain": np.array([[each.gain] for each in taken], np.float32),
+        "trust": trust.astype(np.float32)[:, None],
     }
     return inputs, np.stack([each.truth for each in taken])[:, None].astype(np.float32)
 
@@ -133,7 +141,7 @@ class Readings(keras.utils.PyDataset):
         order = {turn: self._order(turn) for turn in {turn for turn, _ in places}}
         taken = [self.found[order[turn][place]] for turn, place in places]
         rng = np.random.default_rng((self.seed, HEAD, 2, first))
-        return batch_of(taken, rng.random(BATCH) < self.told_fraction)
+        return batch_of(taken, rng.random(BATCH) < self.told_fraction, rng.random(BATCH))
 
     def _order(self, turn: int) -> np.ndarray:
         return np.random.default_rng((self.seed, HEAD, 1, turn)).permutation(len(self.found))
@@ -153,7 +161,7 @@ class WindowValidation(Validation):
         groups = [self.found[start : start + BATCH] for start in batches]
         made = []
         for group in groups:
-            inputs, _ = batch_of(group, np.full(len(group), told))
+            inputs, _ = batch_of(group, np.full(len(group), told), np.ones(len(group)))
             made += list(np.asarray(network.predict_on_batch(inputs))[:, 0])
         return made
 
@@ -206,25 +214,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--settings", default="base", help="name or TOML file, of the same network (default: base)"
     )
     parser.add_argument(
+        "--head-gain", type=float, default=1.0, metavar="G",
+        help="what the head's activations are scaled by before it is trained: more, and int8's "
+        "steps are finer for it, but it ends sooner (default: 1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--also", metavar="SETTINGS",
         help=f"draw {100 * ALSO:.0f} %% of the stacks by the forward model of these settings",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder to write")
     parser.add_argument("--stacks", type=int, default=6000, help="to simulate (default: 6000)")
+    parser.add_argument(
+        "--first", type=int, default=0, metavar="N",
+        help="number of the first stack: a training that goes on from another draws its own "
+        "(default: 0)",
+    )  # fmt: skip
     parser.add_argument("--updates", type=int, default=2400, help="of 16 (default: 2400)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training head``."""
-    for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS)):
+    for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS), ("first", 0)):
         if (given := getattr(arguments, name)) < least:
-            raise UserError(f"--{name} is {given}; at least {least} are needed.")
+            raise UserError(f"--{name} is {given}; it must be {least} or more.")
+    if not 0 < arguments.head_gain < np.inf:
+        raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     run = Run(arguments.run)
     run.refuse_if_begun()
     keep_memory()
     settings = settings_file.load(arguments.settings)
     initial, file = released(arguments.initial, settings)
+    initial.step.scale_head(arguments.head_gain)
     models = [settings.forward_model]
     if arguments.also:
         models.append(settings_file.load(arguments.also).forward_model)
@@ -235,7 +256,8 @@ def main(arguments: argparse.Namespace) -> int:
         *(file, HIDDEN_STEP, models, data.size_px, data.change_fraction, data.normalization),
         copies=data.copies,
     )
-    seeds = [(settings.seed, HEAD, k) for k in range(arguments.stacks)]
+    numbers = range(arguments.first, arguments.first + arguments.stacks)
+    seeds = [(settings.seed, HEAD, number) for number in numbers]
     collected = simulators.collected(player.stack, seeds, arguments.workers)
     found = [each for stack in collected for each in stack]
     log.info("%d images to learn from", len(found))

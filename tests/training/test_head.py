@@ -258,8 +258,8 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
     alone = tmp_path / "alone.json"
     alone.write_bytes(manifest.read_bytes())
     for wrong, said in (
-        (["--stacks", "7"], "--stacks is 7; at least 8 are needed"),
-        (["--updates", "11"], "--updates is 11; at least 12 are needed"),
+        (["--stacks", "7"], "--stacks is 7; it must be 8 or more"),
+        (["--updates", "11"], "--updates is 11; it must be 12 or more"),
         (["--initial", str(run / "run.json")], "is not the manifest of a release"),
         (["--initial", str(alone)], "the int8 file must lie beside its manifest"),
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),
