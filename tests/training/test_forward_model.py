@@ -27,7 +27,7 @@ from training.forward_model import (
 )
 from training.optics import PupilPsf
 from training.sensor import Sensor
-from training.specimen import FAMILIES, Grid
+from training.specimen import FAMILIES, OTHERS, Grid
 
 # Nothing but the specimen: no fluctuation, next to no background, a sensor without faults whose
 # converter rounds finely.
@@ -273,7 +273,7 @@ def test_both_kinds_of_structure_are_drawn_over_each_other() -> None:
     assert 0.2 <= density.max() <= 1.0 + 1e-6
 
 
-@pytest.mark.parametrize("other", ["ribbons", "voids"])
+@pytest.mark.parametrize("other", OTHERS)
 def test_a_part_of_the_stacks_are_others(other: str) -> None:
     """Mutations: the fraction is not asked, or something is drawn where there are none, so that the
     stacks of a seed are others.

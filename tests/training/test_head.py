@@ -18,7 +18,7 @@ from training import settings as settings_file
 from training.__main__ import main
 from training.example import Example, make_example
 from training.head import HIDDEN_STEP, Head, Readings, batch_of
-from training.network import MEAN_RANGE, build_step
+from training.network import MEAN_RANGE, NetworkSettings, build_step
 from training.readings import Player, Reading
 from training.settings import TrainingSettings
 from training.train import Run
@@ -77,13 +77,41 @@ def test_a_head_makes_of_a_reading_what_the_step_makes_of_the_frames(manifest, p
     (reading,) = player.readings(example, [29])
     np.testing.assert_allclose(reading.h * HIDDEN_STEP, state["h"][0], atol=1e-6)
     assert np.abs(reading.h).max() > 2
-    inputs, truth = batch_of([reading], np.array([False]))
+    inputs, truth = batch_of([reading], np.array([False]), np.zeros(1))
     mean = np.clip(example.means[-1], *MEAN_RANGE)[None, :, :, None]
     expected = step.read(mean, state["h"], np.zeros((1, 1), np.float32))
     gain = example.scales[-1] / example.unit
     image = np.asarray(Head(step)(inputs))[0, 0] / gain
     assert np.abs(image - np.asarray(expected)[0, :, :, 0]).mean() < 0.03  # int8's steps
     np.testing.assert_allclose(truth[0, 0], example.truth, atol=1e-3)
+
+
+def test_trust_is_drawn_in_training_alone(telling) -> None:
+    """Mutations: a trust that is never asked, or always; drawn once for all; half of it at most."""
+    step = telling(NetworkSettings(estimates=4))
+    network = Head(step)
+    rng = np.random.default_rng(2)
+    levels = np.array([0.1, 0.3, 0.6, 1.0], np.float32)[:, None, None]
+    means = levels * rng.random((4, 16, 16), np.float32)
+    states = rng.integers(-9, 9, (4, *step.state_shape(16, 16)))
+    nothing = np.zeros((32, 32), np.float16)
+    taken = [Reading(m, h, 1.5, 1.0, nothing) for m, h in zip(means, states, strict=True)]
+    images = {}
+    for trust in (0.0, 0.5, 1.0):
+        inputs, _ = batch_of(taken, np.full(4, False), np.full(4, trust))
+        images[trust] = [np.asarray(network(inputs, training=known)) for known in (False, True)]
+    for image, _ in images.values():
+        np.testing.assert_array_equal(image, images[1.0][0])
+    whole, half, none = (images[trust][1] for trust in (1.0, 0.5, 0.0))
+    np.testing.assert_allclose(whole, images[1.0][0], atol=1e-4)
+    assert np.abs(half - whole).max() > 1e-2
+    assert np.abs(none - half).max() > 1e-2
+
+    data = Readings(readings_of(range(40)), 4, 0.5, seed=1)
+    drawn = np.concatenate([data[index][0]["trust"][:, 0] for index in range(4)])
+    assert len(set(drawn)) == 64
+    assert drawn.min() < 0.2
+    assert 0.8 < drawn.max() <= 1
 
 
 def test_a_stream_is_read_with_its_own_mean_brightness_and_truth(player) -> None:
@@ -203,6 +231,28 @@ def test_the_command_plays_what_it_is_told_to(
     assert player.file == manifest.with_name("learn2sofi-0.1-int8.tflite")
 
 
+def test_the_command_draws_the_stacks_and_scales_the_head_as_told(
+    manifest, tiny_settings, tmp_path, monkeypatch
+) -> None:
+    """Mutations: the same stacks whatever is asked; a head as it was; a cell that is scaled."""
+    drawn, given = [], []
+    monkeypatch.setattr(
+        head.simulators, "collected", lambda _, seeds, __: drawn.extend(seeds) or []
+    )
+    monkeypatch.setattr(head, "train", lambda step, *_: given.append(weights_of(step)))
+    words = ["head", "--initial", str(manifest), "--settings", str(tiny_settings)]
+    words += ["--first", "5", "--stacks", "8", "--head-gain", "2", "--workers", "0"]
+    assert main([*words, "--run", str(tmp_path / "run")]) == 0
+    assert drawn == [(3, head.HEAD, number) for number in range(5, 13)]
+    (step, *_), _ = head.released(manifest, own_settings(manifest))
+    before = weights_of(step)
+    (after,) = given
+    np.testing.assert_allclose(after["head_mean/kernel"], 2 * before["head_mean/kernel"])
+    for name in before:
+        if name.startswith(head.CELL):
+            np.testing.assert_array_equal(after[name], before[name])
+
+
 def trained(manifest: Path, player: Player, run: Path) -> tuple[dict, dict]:
     """Train for a few updates; returns the weights before and those that are kept."""
     settings = own_settings(manifest)
@@ -260,6 +310,8 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
     for wrong, said in (
         (["--stacks", "7"], "--stacks is 7; it must be 8 or more"),
         (["--updates", "11"], "--updates is 11; it must be 12 or more"),
+        (["--first", "-1"], "--first is -1; it must be 0 or more"),
+        (["--head-gain", "0"], "--head-gain is 0; a number above 0 is needed"),
         (["--initial", str(run / "run.json")], "is not the manifest of a release"),
         (["--initial", str(alone)], "the int8 file must lie beside its manifest"),
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.ndimage import uniform_filter
+from scipy import ndimage
 
 from training import specimen
-from training.specimen import CONTINUOUS, FAMILIES, THIN, Grid, ribbons, voids, worm_like_chain
+from training.specimen import (
+    CONTINUOUS,
+    FAMILIES,
+    THIN,
+    Grid,
+    leaves,
+    ribbons,
+    voids,
+    worm_like_chain,
+)
 
 GRID = Grid(120, 96)
 
@@ -40,7 +49,7 @@ def test_thin_families_leave_most_of_the_field_dark_and_continuous_ones_have_are
     """
     for name, family in (THIN | CONTINUOUS).items():
         draws = [family(GRID, np.random.default_rng(seed)) for seed in range(8)]
-        kept = np.median([np.sum(uniform_filter(d, 3) ** 2) / np.sum(d**2) for d in draws])
+        kept = np.median([np.sum(ndimage.uniform_filter(d, 3) ** 2) / np.sum(d**2) for d in draws])
         if name in THIN:
             assert np.median([np.mean(d < 0.02) for d in draws]) > 0.5, name
             assert kept < 0.75, name
@@ -119,6 +128,41 @@ def test_voids_are_dark_in_a_bright_field(monkeypatch: pytest.MonkeyPatch) -> No
     part = np.array(inside)[lit] / np.array(around)[lit]
     assert (part < 0.9).mean() > 0.9
     assert 0.3 < (part < 1e-3).mean() < 0.9
+
+
+def test_leaves_are_flat_and_hide_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutations: brightness that adds up; soft edges; dark leaves never, or always; no gratings."""
+    monkeypatch.setattr(specimen, "_unit_maximum", lambda density: density)
+    fields = np.array([leaves(Grid(128, 128), np.random.default_rng(seed)) for seed in range(60)])
+    assert 0.99 < fields.max() < 1 + 1e-6
+    label = fields > 0
+    flat = (fields[..., 1:] == fields[..., :-1]) & label[..., 1:]
+    assert np.all(flat.sum((1, 2)) > 0.3 * label.sum((1, 2)))
+    shares = label.mean((1, 2))
+    assert shares.min() < 0.2
+    assert 0.7 < shares.max() < 0.95
+
+    class Choosing:
+        """A generator whose choice is made: how many of the leaves are gratings."""
+
+        def __init__(self, part: float, seed: int) -> None:
+            self.part, self.rng = part, np.random.default_rng(seed)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.rng, name)
+
+        def choice(self, *_: object, **__: object) -> float:
+            return self.part
+
+    monkeypatch.setattr(Grid, "draw_number", lambda *_: 1)
+    monkeypatch.setattr(Grid, "points", lambda *_: np.array([[64.0, 64.0]]))
+    parts = {
+        part: [ndimage.label(leaves(Grid(128, 128), Choosing(part, k)))[1] for k in range(60)]
+        for part in (0.0, 1.0)
+    }
+    assert set(parts[0.0]) == {0, 1}
+    assert 10 < parts[0.0].count(0) < 50
+    assert sum(number > 1 for number in parts[1.0]) > 30
 
 
 def test_tangents_of_a_chain_forget_their_direction_as_a_worm_like_chain_does() -> None:
