@@ -869,13 +869,13 @@ class Pipeline:
         self._reconstructor.mode = arrival.era.mode
         self._reconstructor.interval_s = arrival.era.interval_s
         kept = 0 if broken else self._capacity
-        if shown := self._reconstructor.scene_changed(arrival.frame.array):
+        if change := self._reconstructor.scene_changed(arrival.frame.array):
             _log.info(
-                "frame %d shows another scene or another place: the stream begins anew",
+                "frame %d shows %s: the stream begins anew",
                 arrival.frame.index,
+                "another place" if change.moved else "another scene",
             )
-            self._reconstructor.reset()
-            kept = min(kept, shown)
+            kept = min(kept, change.shown)
         with self._changed:
             buffer = self._fitting_buffer(arrival.frame.array)
             if kept < len(buffer):

@@ -16,7 +16,7 @@ from device.model import Step
 from device.normalize import Scaling, measure
 from device.psf_width import PsfEstimate, PsfWatch, middle
 from device.ring_buffer import RingBuffer, Sums
-from device.scene import SceneWatch
+from device.scene import Change, SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -142,7 +142,7 @@ class Reconstructor:
         self._start_over()
 
     def after_gap(self) -> None:
-        """Forget all frames, but not the PSF's width as they told it: the scene may be the same."""
+        """Forget all frames, but not the PSF's width as they told it: the specimen is the same."""
         if self._psf_watch:
             self._psf_watch.look_again()
         self._start_over()
@@ -154,14 +154,19 @@ class Reconstructor:
         self._previous = None
         self._fed = 0
 
-    def scene_changed(self, array: np.ndarray) -> int:
+    def scene_changed(self, array: np.ndarray) -> Change | None:
         """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
 
-        To be asked once for every frame of a stream. Where it is not 0, `reset` is the caller's to
-        do, and to have the buffer keep as many frames alone, which show the new scene already; a
-        window has no past and is never of another scene.
+        To be asked once for every frame of a stream. Where it is, the frames before it are
+        forgotten here, and of them the caller's buffer is to keep those alone that show the new
+        scene already. A window has no past and is never of another scene.
         """
-        return self._scene.changed(array) if self.mode == "stream" else 0
+        change = self._scene.changed(array) if self.mode == "stream" else None
+        if change and change.moved:
+            self.after_gap()
+        elif change:
+            self.reset()
+        return change
 
     def set_psf(self, sigma_px: float | None) -> None:
         """Give the width of the PSF in input px; None where it is not known."""
@@ -466,9 +471,8 @@ def reconstruct_stream(
     buffer = RingBuffer(step.manifest.frames, first.shape, first.dtype)
     for index, array in enumerate(chain((first,), arrays)):
         frame = _checked(array, index, first)
-        if shown := reconstructor.scene_changed(array):
-            reconstructor.reset()
-            buffer.keep_last(shown)
+        if change := reconstructor.scene_changed(array):
+            buffer.keep_last(change.shown)
         buffer.push(frame)
         yield reconstructor._stream(frame, buffer)
 

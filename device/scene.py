@@ -18,6 +18,7 @@ past among which the next is usual.
 from __future__ import annotations
 
 from collections import deque
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -60,6 +61,21 @@ The last 60 frames alone may be quiet where a few emitters blink seldom.
 _FLOOR = 1e-3  # of the past's own distances: a stack without any fluctuation
 
 
+class Change(NamedTuple):
+    """What a frame tells of those before it.
+
+    Attributes
+    ----------
+    shown : int
+        How many frames before this one show the new scene already.
+    moved : bool
+        True where it is the same specimen in another place.
+    """
+
+    shown: int
+    moved: bool
+
+
 class SceneWatch:
     """Looks at every frame of a stream; used by one thread."""
 
@@ -79,7 +95,7 @@ class SceneWatch:
         self._patterns.clear()
         self._usual = 0.0
 
-    def changed(self, frame: np.ndarray) -> int:
+    def changed(self, frame: np.ndarray) -> Change | None:
         """Take a frame and tell whether the scene has changed by it: another one, or moved.
 
         Parameters
@@ -89,16 +105,15 @@ class SceneWatch:
 
         Returns
         -------
-        int
-            0 where it has not; else how many frames before this one show the new scene already. 0
-            while there is no past to compare with: fewer than 60 frames were seen, or, for the same
-            scene in another place, fewer than 80.
+        Change or None
+            None where it has not, and while there is no past to compare with: fewer than 60 frames
+            were seen, or, for the same scene in another place, fewer than 80.
         """
         frame = cv2.medianBlur(frame, 3)  # hot pixels always stay, whatever the specimen does
         moved = self._motion.changed(frame)
         if self._is_another(frame):
-            return SHOWN_BEFORE
-        return motion.SHOWN_BEFORE if moved else 0
+            return Change(SHOWN_BEFORE, moved=False)
+        return Change(motion.SHOWN_BEFORE, moved=True) if moved else None
 
     def _is_another(self, frame: np.ndarray) -> bool:
         """Take a frame and tell whether another scene was shown some frames ago."""

@@ -20,6 +20,7 @@ from device.reconstructor import (
     said_error,
 )
 from device.ring_buffer import RingBuffer
+from device.scene import Change, SceneWatch
 
 
 class AddingStep:
@@ -323,6 +324,25 @@ def test_a_stream_is_told_the_width_from_its_first_full_buffer_on():
     assert float(step.seen[-1]["psf_sigma_px"][0, 0]) == pytest.approx(1.5)
     reconstructor.reset()
     assert reconstructor.psf_found is None
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_of_a_specimen_that_was_moved_the_width_stays_known(moved, monkeypatch):
+    """Mutations: all that was known of it forgotten; the width kept for another specimen; frames
+    that are not forgotten."""
+    step, stack = _finding(1.5), _seen(7)
+    reconstructor, buffer = Reconstructor(step), RingBuffer(5, stack.shape[1:], stack.dtype)
+    for index, array in enumerate(stack):
+        buffer.push(Frame(array, index, index))
+        reconstructor.push(Frame(array, index, index), buffer)
+    told = Change(2, moved)
+    monkeypatch.setattr(SceneWatch, "changed", lambda *_: told)
+    assert reconstructor.scene_changed(stack[0]) is told
+    buffer.keep_last(told.shown)
+    buffer.push(Frame(stack[0], 7, 7))
+    assert reconstructor.push(Frame(stack[0], 7, 7), buffer).frames == 3
+    width = float(step.seen[-1]["psf_sigma_px"][0, 0])
+    assert width == pytest.approx(1.5 if moved else 0.0)
 
 
 class AgeingStep(AddingStep):
