@@ -70,9 +70,7 @@ class Head(keras.Model):
     """A step's head, to be trained.
 
     Inputs: `mean`, (B, H, W); `h`, (B, H/2, W/2, 4 filters), in steps of `HIDDEN_STEP`;
-    `psf_sigma_px`, `gain` and `trust`, (B, 1). Output: the images, (B, 1, 2H, 2W), in units of the
-    truth. `trust` is that in what is found from the whole image: training draws it, so that the
-    head does not lean on what may be wrong, and else it is whole.
+    `psf_sigma_px` and `gain`, (B, 1). Output: the images, (B, 1, 2H, 2W), in units of the truth.
     """
 
     def __init__(self, step: Step) -> None:
@@ -87,14 +85,11 @@ class Head(keras.Model):
         mean = ops.cast(inputs["mean"], "float32")[..., None]
         h = ops.cast(inputs["h"], "float32") * HIDDEN_STEP
         seen = as_int8(mean, MEAN_RANGE)
-        trust = inputs["trust"] if training else None
-        image = self.step.read(mean, h, inputs["psf_sigma_px"], rounded, seen, trust)[..., 0]
+        image = self.step.read(mean, h, inputs["psf_sigma_px"], rounded, seen)[..., 0]
         return (image * inputs["gain"][:, :, None])[:, None]
 
 
-def batch_of(
-    taken: Sequence[Reading], told: np.ndarray, trust: np.ndarray
-) -> tuple[Arrays, np.ndarray]:
+def batch_of(taken: Sequence[Reading], told: np.ndarray) -> tuple[Arrays, np.ndarray]:
     """Put readings side by side: the inputs of `Head`, and the truth, (B, 1, 2H, 2W).
 
     Parameters
@@ -103,8 +98,6 @@ def batch_of(
         B of them.
     told : ndarray of bool
         (B,), whether the PSF's width is.
-    trust : ndarray
-        (B,), in what is found from the whole image, from 0 to 1.
     """
     width = np.array([each.psf_sigma_px for each in taken], np.float32) * told
     inputs = {
@@ -112,7 +105,6 @@ def batch_of(
         "h": np.stack([each.h for each in taken]),
         "psf_sigma_px": width[:, None],
         "gain": np.array([[each.gain] for each in taken], np.float32),
-        "trust": trust.astype(np.float32)[:, None],
     }
     return inputs, np.stack([each.truth for each in taken])[:, None].astype(np.float32)
 
@@ -141,7 +133,7 @@ class Readings(keras.utils.PyDataset):
         order = {turn: self._order(turn) for turn in {turn for turn, _ in places}}
         taken = [self.found[order[turn][place]] for turn, place in places]
         rng = np.random.default_rng((self.seed, HEAD, 2, first))
-        return batch_of(taken, rng.random(BATCH) < self.told_fraction, rng.random(BATCH))
+        return batch_of(taken, rng.random(BATCH) < self.told_fraction)
 
     def _order(self, turn: int) -> np.ndarray:
         return np.random.default_rng((self.seed, HEAD, 1, turn)).permutation(len(self.found))
@@ -161,7 +153,7 @@ class WindowValidation(Validation):
         groups = [self.found[start : start + BATCH] for start in batches]
         made = []
         for group in groups:
-            inputs, _ = batch_of(group, np.full(len(group), told), np.ones(len(group)))
+            inputs, _ = batch_of(group, np.full(len(group), told))
             made += list(np.asarray(network.predict_on_batch(inputs))[:, 0])
         return made
 

@@ -397,17 +397,9 @@ class WholeImage(layers.Layer):
         hidden = ops.relu6(ops.add(ops.matmul(averages, inner), self.inner_bias))
         return ops.add(ops.matmul(hidden, self.outer), self.outer_bias)
 
-    def call(self, x: Any, trust: Any = None) -> Any:
-        """Return the numbers, (B, n).
-
-        In training they may be brought nearer to what they usually are, here on average over the
-        batch: with a `trust`, (B, 1), of 1 they are what they are, of 0 the same for all.
-        """
-        logits = self.logits(x)
-        if trust is not None:
-            usual = ops.mean(logits, axis=0, keepdims=True)
-            logits = ops.add(usual, ops.multiply(trust, ops.subtract(logits, usual)))
-        return ops.sigmoid(logits)
+    def call(self, x: Any) -> Any:
+        """Return the numbers, (B, n)."""
+        return ops.sigmoid(self.logits(x))
 
     def shrink(self, shrinkage: float, usual: np.ndarray) -> None:
         """Bring the logits nearer to their usual values, (n,): 0 leaves them, 1 makes them these.
@@ -507,19 +499,17 @@ class Step(keras.Model):
         psf_sigma_px: Any,
         rounded: Rounding = exact,
         seen: Any = None,
-        trust: Any = None,
     ) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
 
         In the int8 file the mean is interpolated, and what the head makes is added to it, in float:
         see `quantize`. In training, `rounded` shows the head the steps of int8. The mean is
-        interpolated as it is; the head is shown it as `seen`, where that is given. `trust` is that
-        in what is found from the whole image; see `WholeImage`.
+        interpolated as it is; the head is shown it as `seen`, where that is given.
         """
         change = self.psf(psf_sigma_px)  # (B, knots)
         x = self._near(mean if seen is None else seen, h, change, rounded)
         if self.whole_image is not None:
-            change = ops.concatenate([change, self.whole_image(x, trust)], axis=-1)
+            change = ops.concatenate([change, self.whole_image(x)], axis=-1)
         x = self._deepened(x, self.context, self.context_modulations, change, rounded)
         modulations = self.modulations[1 + NEAR :]
         x = self._deepened(x, self.head[NEAR:], modulations, change, rounded)

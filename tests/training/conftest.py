@@ -1,16 +1,12 @@
-"""A training run as small as it can be, made once for all that look at one; other networks."""
+"""A training run as small as it can be, made once for all tests that look at one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 
 from training.__main__ import main
-from training.network import NetworkSettings, Step, build_step
 
 # No processes of its own, 4 checkpoints of 2 updates each.
 TINY = """
@@ -59,21 +55,3 @@ def quantized_run(tiny_run: Path) -> Path:
     """The tiny run with both TFLite files beside its weights."""
     assert main(["quantize", "--run", str(tiny_run), "--stacks", "2"]) == 0
     return tiny_run
-
-
-@pytest.fixture
-def telling() -> Callable[[NetworkSettings], Step]:
-    """Makes steps whose image depends on what they find from the whole of a window."""
-
-    def made(settings: NetworkSettings) -> Step:
-        keras.utils.set_random_seed(1)
-        step = build_step(settings, 32, 32)
-        rng = np.random.default_rng(1)
-        for weights in step.weights:
-            if not np.any(weights):
-                weights.assign(rng.normal(0, 0.3, weights.shape))
-        step.whole_image.inner.assign(30 * step.whole_image.inner)
-        step.whole_image.inner_bias.assign(np.ones(step.whole_image.inner_bias.shape))
-        return step
-
-    return made

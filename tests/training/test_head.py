@@ -18,7 +18,7 @@ from training import settings as settings_file
 from training.__main__ import main
 from training.example import Example, make_example
 from training.head import HIDDEN_STEP, Head, Readings, batch_of
-from training.network import MEAN_RANGE, NetworkSettings, build_step
+from training.network import MEAN_RANGE, build_step
 from training.readings import Player, Reading
 from training.settings import TrainingSettings
 from training.train import Run
@@ -77,41 +77,13 @@ def test_a_head_makes_of_a_reading_what_the_step_makes_of_the_frames(manifest, p
     (reading,) = player.readings(example, [29])
     np.testing.assert_allclose(reading.h * HIDDEN_STEP, state["h"][0], atol=1e-6)
     assert np.abs(reading.h).max() > 2
-    inputs, truth = batch_of([reading], np.array([False]), np.zeros(1))
+    inputs, truth = batch_of([reading], np.array([False]))
     mean = np.clip(example.means[-1], *MEAN_RANGE)[None, :, :, None]
     expected = step.read(mean, state["h"], np.zeros((1, 1), np.float32))
     gain = example.scales[-1] / example.unit
     image = np.asarray(Head(step)(inputs))[0, 0] / gain
     assert np.abs(image - np.asarray(expected)[0, :, :, 0]).mean() < 0.03  # int8's steps
     np.testing.assert_allclose(truth[0, 0], example.truth, atol=1e-3)
-
-
-def test_trust_is_drawn_in_training_alone(telling) -> None:
-    """Mutations: a trust that is never asked, or always; drawn once for all; half of it at most."""
-    step = telling(NetworkSettings(estimates=4))
-    network = Head(step)
-    rng = np.random.default_rng(2)
-    levels = np.array([0.1, 0.3, 0.6, 1.0], np.float32)[:, None, None]
-    means = levels * rng.random((4, 16, 16), np.float32)
-    states = rng.integers(-9, 9, (4, *step.state_shape(16, 16)))
-    nothing = np.zeros((32, 32), np.float16)
-    taken = [Reading(m, h, 1.5, 1.0, nothing) for m, h in zip(means, states, strict=True)]
-    images = {}
-    for trust in (0.0, 0.5, 1.0):
-        inputs, _ = batch_of(taken, np.full(4, False), np.full(4, trust))
-        images[trust] = [np.asarray(network(inputs, training=known)) for known in (False, True)]
-    for image, _ in images.values():
-        np.testing.assert_array_equal(image, images[1.0][0])
-    whole, half, none = (images[trust][1] for trust in (1.0, 0.5, 0.0))
-    np.testing.assert_allclose(whole, images[1.0][0], atol=1e-4)
-    assert np.abs(half - whole).max() > 1e-2
-    assert np.abs(none - half).max() > 1e-2
-
-    data = Readings(readings_of(range(40)), 4, 0.5, seed=1)
-    drawn = np.concatenate([data[index][0]["trust"][:, 0] for index in range(4)])
-    assert len(set(drawn)) == 64
-    assert drawn.min() < 0.2
-    assert 0.8 < drawn.max() <= 1
 
 
 def test_a_stream_is_read_with_its_own_mean_brightness_and_truth(player) -> None:

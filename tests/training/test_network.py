@@ -198,19 +198,6 @@ def test_the_whole_image_tells_the_same_wherever_the_sample_lies(step: Step) -> 
     assert np.abs(layer(keras.ops.space_to_depth(2 * x, 2)) - told[0]).max() > 1e-3
 
 
-def test_with_less_trust_the_whole_image_tells_more_the_same_of_all(step: Step) -> None:
-    """Mutations: an image's trust taken for all; 1 that changes something; another usual value."""
-    layer = step.whole_image
-    x = keras.ops.space_to_depth(np.random.default_rng(6).random((3, 16, 16, 4), np.float32), 2)
-    logits = np.asarray(layer.logits(x))
-    told = np.asarray(layer(x, np.array([[1.0], [0.25], [0.0]], np.float32)))
-    usual = logits.mean(axis=0)
-    expected = [logits[0], 0.25 * logits[1] + 0.75 * usual, usual]
-    np.testing.assert_allclose(told, 1 / (1 + np.exp(-np.array(expected))), atol=1e-6)
-    np.testing.assert_allclose(told[0], layer(x)[0], atol=1e-6)
-    assert np.ptp(logits, axis=0).max() > 1e-3
-
-
 def test_a_larger_network_goes_on_from_a_smaller_one() -> None:
     """Mutations: new layers that change the image; rows of the PSF's modulation that are lost or
     mixed up; weights of another size that are passed over in silence."""

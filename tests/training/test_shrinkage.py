@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -15,15 +15,28 @@ from training import shrinkage
 from training.__main__ import main
 from training.example import make_example
 from training.forward_model import ForwardModelSettings
-from training.network import NetworkSettings, Step
+from training.network import NetworkSettings, Step, build_step
 from training.settings import TrainingSettings
 from training.shrinkage import PlayedWindows, shrink
 from training.train import Run, Trained, Validation, load_network
 
 
+def telling(settings: NetworkSettings) -> Step:
+    """Make a step whose image depends on what it finds from the whole of a window."""
+    keras.utils.set_random_seed(1)
+    step = build_step(settings, 32, 32)
+    rng = np.random.default_rng(1)
+    for weights in step.weights:
+        if not np.any(weights):
+            weights.assign(rng.normal(0, 0.3, weights.shape))
+    step.whole_image.inner.assign(30 * step.whole_image.inner)
+    step.whole_image.inner_bias.assign(np.ones(step.whole_image.inner_bias.shape))
+    return step
+
+
 @pytest.fixture
-def step(telling: Callable[[NetworkSettings], Step]) -> Step:
-    """A step whose image depends on what it finds from the whole of a window."""
+def step() -> Step:
+    """One of them."""
     return telling(NetworkSettings(estimates=4))
 
 
@@ -75,7 +88,7 @@ def test_logits_come_nearer_to_what_they_usually_are(step, windows, tmp_path) ->
 
 
 @pytest.fixture
-def first(tiny_settings: Path, tmp_path: Path, telling: Callable[[NetworkSettings], Step]) -> Path:
+def first(tiny_settings: Path, tmp_path: Path, step: Step) -> Path:
     """A run of such a network."""
     wide = tmp_path / "wide.toml"
     text = tiny_settings.read_text().replace("[network]", "[network]\nestimates = 4")
