@@ -142,7 +142,7 @@ class Reconstructor:
         self._start_over()
 
     def after_gap(self) -> None:
-        """Forget all frames, but not the PSF's width as they told it: the specimen is the same."""
+        """Forget all frames, but not the width of the PSF: the specimen may still be the same."""
         if self._psf_watch:
             self._psf_watch.look_again()
         self._start_over()

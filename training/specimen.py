@@ -278,8 +278,8 @@ def leaves(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 
     The dead leaves model: its edges are as sharp, and as near to each other, as those of pictures
     of anything (Lee, Mumford, Huang, Int. J. Comput. Vis. 41, 35, 2001), and what was trained on
-    it alone serves for photographs (Achddou et al., SSVM, LNCS 12679, 333, 2021). Ellipses and
-    boxes with radii from 3 to 60 px, of density ``r**-3``; in half of the fields some are gratings.
+    it alone serves for photographs (Achddou, Gousseau, Ladjal, SSVM, LNCS 12679, 2021). Ellipses
+    and boxes of radii from 3 to 60 px, of density ``r**-3``; in half of the fields some are barred.
     """
     density = np.zeros(grid, np.float32)
     y, x = grid.coordinates()
