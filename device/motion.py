@@ -15,6 +15,7 @@ have moved.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import cv2
 import numpy as np
@@ -33,6 +34,13 @@ these groups on. The frame that tells makes one more."""
 STAYED = 30
 """Groups in a row that must have been in their place before, and much like the past there: where
 few emitters blink seldom, a group is like nothing but the brightest of the moment."""
+
+KNOWN = 3
+"""Groups in a row in the same other place by which a specimen that looks like another is known;"""
+
+KNOWN_LIKENESS = 0.7
+"""and its likeness there: moved ones are at 0.7 to 0.99, others of their kind at 0.66 at most
+(tests/device/test_scene.py has some of each)."""
 
 PATIENCE = 90
 """Frames that a move may take: a stage that is turned by hand is some seconds on its way. After
@@ -80,6 +88,7 @@ class MoveWatch:
         self._frames: deque[np.ndarray] = deque(maxlen=PAST + SETTLED + GROUP)
         self._stayed = 0  # groups in a row that were in their place
         self._left: np.ndarray | None = None  # what was last seen there, (h, w)
+        self._likeness = 0.0  # to it, of the last group, where that is most like it
         self._since = self._unknown = 0  # groups since then, and how many were not known again
         self._places: deque[Place | None] = deque(maxlen=SETTLED)
 
@@ -126,13 +135,20 @@ class MoveWatch:
         self._left = past
         return self._follow(place, likeness, at_home)
 
+    @property
+    def known_elsewhere(self) -> bool:
+        """Whether the specimen is known again in another place, though not yet to stay there."""
+        alike = self._left is not None and self._likeness >= KNOWN_LIKENESS
+        return alike and _is_one(list(self._places)[-KNOWN:], KNOWN)
+
     def _follow(self, place: Place, likeness: float, at_home: float) -> bool:
         """Take a group that is not in its place; tell whether it has come to stay in another."""
         known = likeness >= MIN_LIKENESS
         self._places.append(place if known else None)
+        self._likeness = likeness
         self._since += 1
         self._unknown += not known
-        settled = self._is_settled()
+        settled = _is_one(self._places, SETTLED)
         if settled and _clearly_more(likeness, at_home):
             return True
         # A stream that began anew later than it settled would lose more than it gains.
@@ -140,10 +156,11 @@ class MoveWatch:
             self._start()
         return False
 
-    def _is_settled(self) -> bool:
-        """Tell whether the last groups were all in the same other place, give or take a pixel."""
-        known = [place for place in self._places if place is not None]
-        return len(known) == SETTLED and bool(np.all(np.ptp(known, axis=0) <= 1))
+
+def _is_one(places: Iterable[Place | None], groups: int) -> bool:
+    """Tell whether so many groups were all known in the same place, give or take a pixel."""
+    known = [place for place in places if place is not None]
+    return len(known) == groups and bool(np.all(np.ptp(known, axis=0) <= 1))
 
 
 def _small(frame: np.ndarray) -> np.ndarray:

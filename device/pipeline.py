@@ -860,7 +860,7 @@ class Pipeline:
         if arrival.era.window != self._followed.window:
             self._reconstructor.reset()
         elif broken:  # by a gap
-            self._reconstructor.after_gap()
+            self._reconstructor.begin_anew()
         self._followed = arrival.era
         known_px = self._psf_of(arrival.era)
         if known_px != self._psf_known_px:

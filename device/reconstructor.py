@@ -141,7 +141,7 @@ class Reconstructor:
             self._tell_psf()
         self._start_over()
 
-    def after_gap(self) -> None:
+    def begin_anew(self) -> None:
         """Forget all frames, but not the width of the PSF: the specimen may still be the same."""
         if self._psf_watch:
             self._psf_watch.look_again()
@@ -155,15 +155,24 @@ class Reconstructor:
         self._fed = 0
 
     def scene_changed(self, array: np.ndarray) -> Change | None:
-        """Tell of the next frame, (H, W), before it is pushed, whether it is of another scene.
+        """Look at the next frame, and forget those before it where the scene has changed by it.
 
-        To be asked once for every frame of a stream. Where it is, the frames before it are
-        forgotten here, and of them the caller's buffer is to keep those alone that show the new
-        scene already. A window has no past and is never of another scene.
+        To be told of every frame of a stream before it is pushed. The buffer is the caller's: of
+        its frames it is to keep the last ``shown`` alone.
+
+        Parameters
+        ----------
+        array : ndarray
+            The frame, (H, W) in ADU.
+
+        Returns
+        -------
+        Change or None
+            None where it shows what the frames before it do; in a window, which has no past, too.
         """
         change = self._scene.changed(array) if self.mode == "stream" else None
         if change and change.moved:
-            self.after_gap()
+            self.begin_anew()
         elif change:
             self.reset()
         return change

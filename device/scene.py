@@ -10,7 +10,8 @@ be told from its successor, and is hardly ever said to have changed.
 A change is said when two patterns in a row are far from all that was before, farther by far than
 the past patterns among themselves, and near to each other. Each pattern is a median over `GROUP`
 frames, so that a bad frame or two are nothing. A change of brightness alone, such as bleaching, is
-none. A move by a few pixels leaves most of each block where it was, and is seen by `device.motion`.
+none. A move by a few pixels may leave most of each block where it was, and is seen by
+`device.motion`, which also tells whether what looks like another scene is the same elsewhere.
 What passes slowly through the field until it shows something else is not seen: its patterns are the
 past among which the next is usual.
 """
@@ -67,9 +68,9 @@ class Change(NamedTuple):
     Attributes
     ----------
     shown : int
-        How many frames before this one show the new scene already.
+        How many frames before this one show the new scene, or place, already.
     moved : bool
-        True where it is the same specimen in another place.
+        True where the specimen is known again in another place.
     """
 
     shown: int
@@ -112,8 +113,8 @@ class SceneWatch:
         frame = cv2.medianBlur(frame, 3)  # hot pixels always stay, whatever the specimen does
         moved = self._motion.changed(frame)
         if self._is_another(frame):
-            return Change(SHOWN_BEFORE, moved=False)
-        return Change(motion.SHOWN_BEFORE, moved=True) if moved else None
+            return Change(SHOWN_BEFORE, moved or self._motion.known_elsewhere)
+        return Change(motion.SHOWN_BEFORE, moved) if moved else None
 
     def _is_another(self, frame: np.ndarray) -> bool:
         """Take a frame and tell whether another scene was shown some frames ago."""

@@ -12,8 +12,8 @@ and Juditsky, SIAM J. Control Optim. 30, 838, 1992). Of the settings count the n
 model, the normalization, the seed, the size of the fields, the copies (for a twin), the loss, and
 the parts of changes and of widths told; batch, rate and streams are the constants here and in
 `readings`. The run's folder is like one of `train`, to be quantized (with ``--head-gain 1``: the
-weights of a release are scaled already) and released. An interrupted run does not go on: name
-another folder.
+weights of a release are scaled already; this command can scale them once more) and released. An
+interrupted run does not go on: name another folder.
 """
 
 from __future__ import annotations
@@ -207,8 +207,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--head-gain", type=float, default=1.0, metavar="G",
-        help="what the head's activations are scaled by before it is trained: more, and int8's "
-        "steps are finer for it, but it ends sooner (default: 1)",
+        help="multiply the head's activations first, as that of quantize does (default: 1)",
     )  # fmt: skip
     parser.add_argument(
         "--also", metavar="SETTINGS",

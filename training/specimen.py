@@ -278,32 +278,38 @@ def leaves(grid: Grid, rng: np.random.Generator) -> np.ndarray:
 
     The dead leaves model: its edges are as sharp, and as near to each other, as those of pictures
     of anything (Lee, Mumford, Huang, Int. J. Comput. Vis. 41, 35, 2001), and what was trained on
-    it alone serves for photographs (Achddou, Gousseau, Ladjal, SSVM, LNCS 12679, 2021). Ellipses
-    and boxes of radii from 3 to 60 px, of density ``r**-3``; in half of the fields some are barred.
+    it alone serves for photographs (Achddou, Gousseau, Ladjal, SSVM, LNCS 12679, 2021). The radii,
+    3 to 60 px, have a probability density of ``r**-3``. In three tenths of the fields some of the
+    shapes are gratings, in a fifth all are, with radii from 12 px on.
     """
     density = np.zeros(grid, np.float32)
     y, x = grid.coordinates()
     dark, dimmest = rng.uniform(0.1, 0.7), rng.uniform(0.1, 1)
     gratings = rng.choice([0.0, 0.3, 1.0], p=[0.5, 0.3, 0.2])
-    least = 12.0 if gratings == 1 else 3.0  # px: some bars need their room
+    least = 12.0 if gratings == 1 else 3.0
     for cy, cx in grid.points(grid.draw_number((3000, 30000), rng), rng):
         radius, flat = rng.uniform(60.0**-2, least**-2) ** -0.5, rng.uniform(0.2, 1)
         turn = rng.uniform(0, np.pi)
         u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
         v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
-        if rng.random() < 0.5:
-            depth = (radius - np.hypot(u, v / flat)) * flat  # px from the edge, nearly
+        if rng.random() < 0.5:  # an ellipse, else a box
+            depth = (radius - np.hypot(u, v / flat)) * flat
         else:
             depth = np.minimum(radius - np.abs(u), flat * radius - np.abs(v))
-        shape = np.clip(depth + 0.5, 0, 1)
-        bright = np.float64(0 if rng.random() < dark else rng.uniform(dimmest, 1))
+        shape = np.clip(depth + 0.5, 0, 1)  # depth is px from the edge; at an ellipse's tips, less
+        brightness = 0.0 if rng.random() < dark else rng.uniform(dimmest, 1)
+        bars: np.ndarray | float = 1.0
         if rng.random() < gratings:
-            period = np.exp(rng.uniform(np.log(5), np.log(30)))
-            from_bar = np.abs(u / period % 1 - 0.5) * period
-            bars = np.clip(rng.uniform(0.15, 0.35) * period - from_bar + 0.5, 0, 1)
-            bright = rng.uniform(dimmest, 1) * bars
-        density += shape * (bright - density)
+            bars, brightness = _bars(u, rng), rng.uniform(dimmest, 1)
+        density += shape * (brightness * bars - density)
     return _unit_maximum(density)
+
+
+def _bars(across: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Even bars of 1 with dark between them, where `across` is the place across them in px."""
+    period = np.exp(rng.uniform(np.log(5), np.log(30)))
+    from_middle = np.abs(across / period % 1 - 0.5) * period
+    return np.asarray(np.clip(rng.uniform(0.15, 0.35) * period - from_middle + 0.5, 0, 1))
 
 
 def _field(grid: Grid, rng: np.random.Generator, correlation: float) -> np.ndarray:
@@ -343,7 +349,8 @@ CONTINUOUS: dict[str, Family] = {
     "tissue": tissue,
 }
 OTHERS: dict[str, Family] = {"ribbons": ribbons, "voids": voids, "leaves": leaves}
-"""Neither thin nor continuous: drawn as often as their fractions say, as `ribbons_fraction`."""
+"""Neither thin nor continuous. `ForwardModelSettings` has a fraction for each, as
+`ribbons_fraction`; a later one is drawn instead of an earlier one, so that new ones go last."""
 FAMILIES: dict[str, Family] = THIN | CONTINUOUS | OTHERS
 VOID_BODIES: tuple[Family, ...] = (vesicles, filled_rods, rounded_cells)
 """What `voids` leaves dark."""

@@ -319,7 +319,7 @@ def test_a_stream_is_told_the_width_from_its_first_full_buffer_on():
     reconstructor.set_psf(1.2)
     assert reconstructor.psf_found is None
     reconstructor.set_psf(None)
-    reconstructor.after_gap()
+    reconstructor.begin_anew()
     reconstructor.push(Frame(stack[0], 7, 7), buffer)
     assert float(step.seen[-1]["psf_sigma_px"][0, 0]) == pytest.approx(1.5)
     reconstructor.reset()

@@ -73,6 +73,24 @@ def test_a_replaced_specimen_is_seen_within_a_few_frames(kind, two):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_moved_specimen_is_told_from_another(kind):
+    """Mutations: a move far enough to look like another scene called that; another specimen, of
+    which some part is like the one before, called moved; always the same answer.
+
+    Rods are like other rods: of ten pairs two are taken for moved where no likeness is asked for.
+    """
+    for seed in range(4):
+        before = draw_scene(kind, 96, np.random.default_rng((1, seed)))
+        after = {right_px: before.moved(right_px) for right_px in (5, 10)}
+        after[0] = draw_scene(kind, 96, np.random.default_rng((2, seed)))
+        for right_px, scene in after.items():
+            watch = SceneWatch()
+            frames = chain(shown(before, STAYS), shown(scene, 40, seed=2))
+            told = next(change for change in map(watch.changed, frames) if change)
+            assert told.moved == (right_px > 0), (seed, right_px)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_specimen_that_stays_is_never_another(kind, two):
     """Mutation: fluctuation taken for change, in 1,000 frames of each kind."""
     assert alarms(shown(two[kind][0], 1_000)) == []

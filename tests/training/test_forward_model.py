@@ -287,6 +287,8 @@ def test_a_part_of_the_stacks_are_others(other: str) -> None:
         share = families.count(other) / 200
         assert share == pytest.approx(fraction, abs=tolerance)
 
+    every = ForwardModelSettings(both_fraction=0.0, **{f"{name}_fraction": 1.0 for name in OTHERS})
+    assert draw_specimen(every, grid, rng)[0] == list(OTHERS)[-1]
     none = ForwardModelSettings(families=("filaments", "tissue"))
     family, density = draw_specimen(none, grid, np.random.default_rng(1))
     again = np.random.default_rng(1)

@@ -131,7 +131,11 @@ def test_voids_are_dark_in_a_bright_field(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_leaves_are_flat_and_hide_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mutations: brightness that adds up; soft edges; dark leaves never, or always; no gratings."""
+    """Mutations: brightness that adds up; soft edges; dark leaves never, or always; no gratings.
+
+    In 60 fields 0.1 to 0.8 of the pixels are label, half of it beside its like; of 60 single leaves
+    0.4 are dark, give or take 4 of them, and all gratings are in pieces but some of the smallest.
+    """
     monkeypatch.setattr(specimen, "_unit_maximum", lambda density: density)
     fields = np.array([leaves(Grid(128, 128), np.random.default_rng(seed)) for seed in range(60)])
     assert 0.99 < fields.max() < 1 + 1e-6
@@ -151,7 +155,8 @@ def test_leaves_are_flat_and_hide_each_other(monkeypatch: pytest.MonkeyPatch) ->
         def __getattr__(self, name: str) -> object:
             return getattr(self.rng, name)
 
-        def choice(self, *_: object, **__: object) -> float:
+        def choice(self, parts: list[float], **_: object) -> float:
+            assert self.part in parts
             return self.part
 
     monkeypatch.setattr(Grid, "draw_number", lambda *_: 1)
