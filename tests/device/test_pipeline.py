@@ -15,9 +15,10 @@ from device.model import Manifest, ModelError
 from device.pipeline import Pipeline, backoff_delays_s
 from device.preparation import Preparation
 from device.psf_width import PsfEstimate
+from device.reconstructor import Reconstructor
 from device.ring_buffer import Sums
 from device.sampling import Sampling
-from device.scene import SHOWN_BEFORE, SceneWatch
+from device.scene import SHOWN_BEFORE, Change, SceneWatch
 
 INTERVAL_S = 0.01
 PATIENCE_S = 20  # only a test that fails waits so long
@@ -530,6 +531,23 @@ def test_another_scene_resets_the_stream(rig):
         if index == alarm:
             assert pipeline.state()["buffer"]["length"] == SHOWN_BEFORE + 1
     assert _steps_in(pipeline) == len(frames) - alarm + SHOWN_BEFORE
+
+
+def test_of_a_moved_specimen_not_all_is_forgotten(rig, monkeypatch):
+    """Mutations: a reset, which forgets the PSF's width, too; frames of the old place that stay."""
+    changes, resets = iter([None] * 5 + [Change(2, moved=True)] + [None] * 2), []
+    monkeypatch.setattr(SceneWatch, "changed", lambda *_: next(changes))
+    camera = ScriptedCamera()
+    pipeline = rig(camera=camera, step=CountingStep(frames=30))
+    pipeline.start()
+    for index in range(8):
+        if index == 5:
+            monkeypatch.setattr(Reconstructor, "reset", resets.append)
+        camera.put(index, start_index=index)
+        _processed(pipeline, index + 1)
+    assert pipeline.state()["buffer"]["length"] == 5
+    assert _steps_in(pipeline) == 5
+    assert not resets
 
 
 def test_a_window_over_a_long_gap_is_marked(rig):
