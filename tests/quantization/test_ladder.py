@@ -29,7 +29,10 @@ from training.network import (
 SIZE = quantize.SIZE_PX
 FRAMES = 30
 NETWORK = NetworkSettings(head_filters=4, head_layers=1)
-SETTINGS = settings_file.load("base").model_copy(update={"network": NETWORK})
+BASE = settings_file.load("base")
+STACKS = BASE.forward_model.model_copy(update={"leaves_fraction": 0.0, "haze_probability": 0.4})
+"""To calibrate on: the bounds below are for some that no change of the training's moves."""
+SETTINGS = BASE.model_copy(update={"network": NETWORK, "forward_model": STACKS})
 PSF = np.array([[1.5]], np.float32)
 SPREAD = 0.12  # of the weights: larger ones make a state that is chaotic, rounded or not
 Series = dict[str, np.ndarray]
