@@ -229,8 +229,6 @@ def main(arguments: argparse.Namespace) -> int:
     for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS), ("first", 0)):
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; it must be {least} or more.")
-    if not 0 < arguments.head_gain < np.inf:
-        raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     run = Run(arguments.run)
     run.refuse_if_begun()
     keep_memory()

@@ -50,6 +50,8 @@ import numpy as np
 from keras import layers, ops
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from device.errors import UserError
+
 Tensors = dict[str, Any]
 Rounding = Callable[[Any, tuple[float, float]], Any]
 """What is done to a tensor of the network that lies between these limits."""
@@ -578,7 +580,14 @@ class Step(keras.Model):
         Activations at and above 0 may be scaled where what follows is scaled back (cross-layer
         equalization: Nagel et al., ICCV 2019). Typical ones are a hundredth of the largest;
         multiplied, they have more of int8's steps, and the largest end at the limit.
+
+        Raises
+        ------
+        UserError
+            The gain is not a number above 0.
         """
+        if not 0 < gain < np.inf:
+            raise UserError(f"--head-gain is {gain:g}; a number above 0 is needed.")
         scaled = [self.head_mean.kernel, self.head_mean.bias, self.head_hidden.kernel]
         for weights in (*scaled, *(layer.bias for layer in (*self.head, *self.context))):
             weights.assign(weights * gain)

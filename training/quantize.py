@@ -331,8 +331,6 @@ def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training quantize``: write both files into the run's folder."""
     if arguments.stacks < 1:
         raise UserError(f"--stacks is {arguments.stacks}; at least 1 is needed to calibrate on.")
-    if not 0 < arguments.head_gain < np.inf:
-        raise UserError(f"--head-gain is {arguments.head_gain:g}; a number above 0 is needed.")
     step, settings = _scaled(arguments.run, arguments.weights, arguments.head_gain)
     float32 = convert(step)
     model = convert_rounded(step, representative_set(step, settings, arguments.stacks))
