@@ -302,6 +302,11 @@ def exact(x: Any, limits: tuple[float, float]) -> Any:
     return x
 
 
+def within(x: Any, limits: tuple[float, float]) -> Any:
+    """Clip a tensor to its limits."""
+    return ops.clip(x, *limits)
+
+
 @keras.saving.register_keras_serializable(package="learn2sofi")
 class PsfWidth(layers.Layer):
     """Says how near the PSF's width is to each knot: the hats of linear interpolation.
@@ -597,16 +602,18 @@ class Step(keras.Model):
         self.correction.kernel.assign(self.correction.kernel / gain)
 
     def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
-        """Run one step; where `limited`, on frame and mean within the limits of its training.
+        """Run one step; where `limited`, within the limits that its training had.
 
-        The int8 file has them as ranges of its inputs.
+        They are those of the frame and the mean, and of what the head adds up. The int8 file has
+        them as ranges of its tensors.
         """
         frame, mean = inputs["frame"], inputs["mean"]
-        seen = mean
+        seen, bounded = mean, exact
         if limited:
+            bounded = within
             frame, seen = ops.clip(frame, *FRAME_RANGE), ops.clip(mean, *MEAN_RANGE)
         h, c = self.recur(frame, seen, inputs["h"], inputs["c"])
-        image = self.read(mean, h, inputs["psf_sigma_px"], seen=seen)
+        image = self.read(mean, h, inputs["psf_sigma_px"], bounded, seen=seen)
         return {"image": image, "h_out": h, "c_out": c}
 
     def state_shape(self, height: int, width: int) -> tuple[int, int, int]:

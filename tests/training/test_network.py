@@ -12,7 +12,9 @@ import pytest
 from training import network as training_network
 from training.network import (
     ACTIVATION_RANGE,
+    CELL_RANGE,
     FRAME_RANGE,
+    GATE_RANGE,
     MEAN_RANGE,
     SUMMAND_RANGE,
     FoldedConv2D,
@@ -374,11 +376,15 @@ def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
 def test_unrolled_is_the_step_run_frame_by_frame(
     step: Step, series: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for the rounding to int8's steps.
+    """But for int8's steps, and the limits of the cell's sums, which are int8's alone, too.
 
     Catches an image read from the state before, swapped inputs, and gain on the wrong axis.
     """
-    monkeypatch.setattr(training_network, "straight_through", training_network.exact)
+
+    def within_the_head_s(x, limits):
+        return x if limits in (GATE_RANGE, CELL_RANGE) else training_network.within(x, limits)
+
+    monkeypatch.setattr(training_network, "straight_through", within_the_head_s)
     network = unrolled(step, (2, 5), 6)
     inputs = inputs_of(series, 2) | {"gain": np.array([[1, 2], [3, 4]], np.float32)}
     read = images(network, inputs)
@@ -435,6 +441,24 @@ def test_a_step_is_saved_and_built_again_with_its_settings(step: Step) -> None:
     assert again.settings == step.settings == TINY
 
 
+def test_the_head_adds_up_within_the_limits_of_its_training():
+    """Sums beyond them, as bright points make. Mutations: none in the float file; one that int8,
+    which has its own, is given twice; others than training shows."""
+    step = randomized(build_step(TINY, 16, 16), 4)
+    step.scale_head(40)
+    frame, mean = np.random.default_rng(4).uniform(0, 2, (2, 1, 16, 16, 1)).astype(np.float32)
+    state = np.zeros((1, *TINY.state_shape(16, 16)), np.float32)
+    psf = np.zeros((1, 1), np.float32)
+    inputs = {"frame": frame, "mean": mean, "psf_sigma_px": psf, "h": state, "c": state}
+    with_limits, without = step(inputs), step(inputs, limited=False)
+    h = with_limits["h_out"]
+    np.testing.assert_array_equal(h, without["h_out"])
+    trained = step.read(mean, h, psf, lambda x, limits: keras.ops.clip(x, *limits))
+    np.testing.assert_array_equal(with_limits["image"], trained)
+    np.testing.assert_array_equal(without["image"], step.read(mean, h, psf))
+    assert np.abs(with_limits["image"] - without["image"]).max() > 0.01
+
+
 def test_the_step_sees_its_inputs_within_the_limits_of_its_training():
     """Mutations: a frame or a mean beyond them reaches the cell or the head, which never saw one;
     the mean that the image is made of is cut off, too."""
@@ -447,7 +471,7 @@ def test_the_step_sees_its_inputs_within_the_limits_of_its_training():
     ours, within = step({"frame": frame, "mean": mean} | rest), step(inside | rest)
     for name in ("h_out", "c_out"):
         np.testing.assert_array_equal(ours[name], within[name])
-    bare = step(inside | rest, limited=False)
-    np.testing.assert_array_equal(bare["image"], within["image"])
+    beyond = step({"frame": frame, "mean": mean} | rest, limited=False)
+    assert np.abs(beyond["c_out"] - within["c_out"]).max() > 0.01
     blank = build_step(TINY, 16, 16)  # whose correction is none: its image is the mean
     assert np.max(blank({"frame": frame, "mean": mean} | rest)["image"]) > MEAN_RANGE[1] + 1
