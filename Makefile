@@ -166,7 +166,7 @@ quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 
 .PHONY: evaluate
 evaluate: setup-dev ## score every method and model form: frozen stacks, resolution, sweeps, lattice, location, expected errors, speed
-	$(BIN)/python -m training evaluate
+	$(BIN)/python -m training evaluate --twin $(wildcard models/twin/*.tflite) --original models/original_network
 	$(BIN)/python -m training resolution
 	$(BIN)/python -m training sweeps
 	$(BIN)/python -m training lattice

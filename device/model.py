@@ -407,7 +407,7 @@ def load_step(path: Path | None = None, threads: int = 1, runtime: Runtime = "au
     """
     path = path or newest_model(MODELS_DIR)
     content = _read(path, "model file")
-    manifest_path = _manifest_path(path)
+    manifest_path = path_of_manifest(path)
     fields = _parsed(_read(manifest_path, "manifest"), str(manifest_path))
     manifest = _validated(fields, manifest_path)
     form, sha256 = _check_file(path, content, manifest.files, manifest_path)
@@ -513,7 +513,14 @@ def _read(path: Path, what: str) -> bytes:
         ) from error
 
 
-def _manifest_path(path: Path) -> Path:
+def path_of_manifest(path: Path) -> Path:
+    """Say where the manifest of a model file is.
+
+    Raises
+    ------
+    ModelError
+        The file's name is not like that of a release.
+    """
     match = _FILE_NAME.fullmatch(path.name)
     if match is None:
         raise ModelError(

@@ -19,7 +19,7 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.model import EMBEDDED_NAME, MODELS_DIR
+from device.model import EMBEDDED_NAME, MODELS_DIR, path_of_manifest
 from training import (
     accuracy,
     calibration,
@@ -44,6 +44,14 @@ log = logging.getLogger(__name__)
 FORMS = ("int8", "float32")
 SMALL_NETWORKS = ("psf_width", "expected_error")
 """Commands that train what comes beside the pair, and their options here."""
+TWIN, ORIGINAL = "twin", "original_network"
+"""Folders beside the pair, of the networks that were trained to be compared with it."""
+OF_ORIGINAL = ("run.json", "settings.json", "best.json", "best.weights.h5")
+OF_RELEASE = (
+    *("learn2sofi-*", "MODEL_CARD.md", f"{TWIN}/learn2sofi-*"),
+    *(f"{ORIGINAL}/{name}" for name in OF_ORIGINAL),
+)
+"""What a release writes into its folder, and the next one removes."""
 VERSION = re.compile(r"\d+(\.\d+)*")
 
 
@@ -193,6 +201,24 @@ def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
+def keep_compared(folder: Path, twin: Path | None, original: Path | None) -> None:
+    """Copy what a release is compared with into it, so that anybody can score it again.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the pair.
+    twin, original : Path or None
+        As `training.evaluate.trained_methods` takes them.
+    """
+    files = [] if twin is None else [(TWIN, twin), (TWIN, path_of_manifest(twin))]
+    if original is not None:
+        files += [(ORIGINAL, original / name) for name in OF_ORIGINAL]
+    for name, file in files:
+        (folder / name).mkdir(exist_ok=True)
+        shutil.copyfile(file, folder / name / file.name)
+
+
 def file_entry(path: Path) -> dict[str, Any]:
     """Describe a file as a manifest does."""
     return {"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size}
@@ -293,13 +319,14 @@ def write_card(folder: Path) -> None:
 
 def publish(staging: Path, models: Path) -> None:
     """Move a whole release into a folder, then remove what was there of the one before."""
-    models.mkdir(parents=True, exist_ok=True)
-    new = {path.name for path in staging.iterdir()}
+    new = {path.relative_to(staging) for path in staging.rglob("*") if path.is_file()}
     for name in sorted(new):
+        (models / name).parent.mkdir(parents=True, exist_ok=True)
         (staging / name).replace(models / name)
-    for path in [*models.glob("learn2sofi-*"), models / "MODEL_CARD.md"]:
-        if path.name not in new:
-            path.unlink(missing_ok=True)
+    for pattern in OF_RELEASE:
+        for path in models.glob(pattern):
+            if path.relative_to(models) not in new:
+                path.unlink()
 
 
 def update_readme(models: Path) -> None:
@@ -371,6 +398,7 @@ def main(arguments: argparse.Namespace) -> int:
             if (run := getattr(arguments, command)) is not None:
                 add_small_networks(path, run, command)
         add_golden(path)
+        keep_compared(staging, arguments.twin, arguments.original)
         if not arguments.no_evaluation:
             evaluate_pair(
                 *(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames),

@@ -17,12 +17,12 @@ from device.expected_error import ErrorEstimator
 from device.model import embedded_manifest, load_step
 from device.psf_width import FEATURES, PsfWidthEstimator
 from device.reconstructor import constant_inputs
-from training import frozen, lattice, location, quantize, resolution, speed, sweeps
+from training import evaluate, frozen, lattice, location, quantize, resolution, speed, sweeps
 from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
 from training.network import build_step
-from training.release import further, manifest
+from training.release import OF_ORIGINAL, further, manifest
 from training.release import sha256 as release_sha256
 from training.settings import TrainingSettings
 
@@ -111,6 +111,27 @@ def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
         "notes.txt",
     ]
     assert not list(models.parent.glob(".models-*"))  # where it was put together
+
+
+def test_what_it_is_compared_with_lies_beside_it(quantized_run, tmp_path, monkeypatch) -> None:
+    """Mutations: a twin without its manifest; the networks of a release that had others, or that
+    had any where this one has none; the user's own files removed."""
+    monkeypatch.setattr(evaluate, "trained_methods", lambda *_: {})
+    first, folder, run = tmp_path / "first", tmp_path / "models", tmp_path / "original"
+    assert release(quantized_run, "0.0", first) == 0
+    run.mkdir()
+    for name in ("run.json", "settings.json", "best.json", "best.weights.h5", "checkpoint.npz"):
+        (run / name).write_text(name)
+    words = ["release", "--run", str(quantized_run), "--models", str(folder), "--no-evaluation"]
+    compared = ["--twin", str(first / "learn2sofi-0.0-float32.tflite"), "--original", str(run)]
+    assert main([*words, "--version", "0.1", *compared]) == 0
+    twin, original = folder / "twin", folder / "original_network"
+    assert load_step(twin / "learn2sofi-0.0-float32.tflite").manifest.version == "0.0"
+    assert {path.name for path in original.iterdir()} == set(OF_ORIGINAL)
+    (twin / "notes.txt").write_text("the user's own")
+    assert main([*words, "--version", "0.2"]) == 0
+    assert [path.name for path in twin.iterdir()] == ["notes.txt"]
+    assert not list(original.iterdir())
 
 
 @pytest.mark.parametrize("weights", ["best", "final"])
