@@ -290,8 +290,10 @@ def leaves(grid: Grid, rng: np.random.Generator) -> np.ndarray:
     for cy, cx in grid.points(grid.draw_number((3000, 30000), rng), rng):
         radius, flat = rng.uniform(60.0**-2, least**-2) ** -0.5, rng.uniform(0.2, 1)
         turn = rng.uniform(0, np.pi)
-        u = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn)
-        v = (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
+        near = _around((cy, cx), np.sqrt(2) * (radius + 3))
+        at_y, at_x = y[near[0]] - cy, x[:, near[1]] - cx
+        u = at_x * np.cos(turn) + at_y * np.sin(turn)
+        v = at_y * np.cos(turn) - at_x * np.sin(turn)
         if rng.random() < 0.5:  # an ellipse, else a box
             depth = (radius - np.hypot(u, v / flat)) * flat
         else:
@@ -301,8 +303,17 @@ def leaves(grid: Grid, rng: np.random.Generator) -> np.ndarray:
         bars: np.ndarray | float = 1.0
         if rng.random() < gratings:
             bars, brightness = _bars(u, rng), rng.uniform(dimmest, 1)
-        density += shape * (brightness * bars - density)
+        density[near] += shape * (brightness * bars - density[near])
     return _unit_maximum(density)
+
+
+def _around(point: tuple[float, float], reach: float) -> tuple[slice, slice]:
+    """Say where in a field is what lies this far along both axes from a point at most, (y, x)."""
+    along_y, along_x = (
+        slice(max(0, int(np.floor(at - reach))), max(0, int(np.ceil(at + reach)) + 1))
+        for at in point
+    )
+    return along_y, along_x
 
 
 def _bars(across: np.ndarray, rng: np.random.Generator) -> np.ndarray:
