@@ -164,9 +164,12 @@ endif
 quantize: setup-dev ## turn runs/base into a float32 and an int8 step
 	$(BIN)/python -m training quantize
 
+COMPARED = $(addprefix --twin ,$(wildcard models/twin/*-float32.tflite)) \
+  $(if $(wildcard models/original_network/run.json),--original models/original_network)
+
 .PHONY: evaluate
 evaluate: setup-dev ## score every method and model form: frozen stacks, resolution, sweeps, lattice, location, expected errors, speed
-	$(BIN)/python -m training evaluate --twin $(wildcard models/twin/*.tflite) --original models/original_network
+	$(BIN)/python -m training evaluate $(COMPARED)
 	$(BIN)/python -m training resolution
 	$(BIN)/python -m training sweeps
 	$(BIN)/python -m training lattice

@@ -115,13 +115,15 @@ def test_functions_fit_in_a_head(path: Path) -> None:
 
 def test_the_models_are_what_their_checksums_say() -> None:
     """Catches a model changed without its checksum, and one without any."""
-    folder = ROOT / "models"
-    lines = (folder / "SHA256SUMS").read_text().splitlines()
-    sums = {name: checksum for checksum, name in (line.split("  ") for line in lines)}
-    assert set(sums) == {path.name for path in folder.glob("learn2sofi-*")}
-    assert len(sums) >= 3
-    for name, checksum in sums.items():
-        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum, name
+    models = ROOT / "models"
+    beside = {"SHA256SUMS", "MODEL_CARD.md"}
+    for folder in (models, models / "twin", models / "original_network"):
+        lines = (folder / "SHA256SUMS").read_text().splitlines()
+        sums = {name: checksum for checksum, name in (line.split("  ") for line in lines)}
+        assert set(sums) == {p.name for p in folder.iterdir() if p.is_file()} - beside
+        assert len(sums) >= 3
+        for name, checksum in sums.items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum, name
 
 
 # Absolute paths of somebody's machine, and folders beside the repository. System paths that a

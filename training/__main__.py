@@ -35,7 +35,7 @@ COMMANDS = {
     "speed": "time one int8 step against the architecture of the original",
     "accuracy": "say what int8 costs, and whether a stream stays what it was",
     "golden": "renew the windows that a device checks its accuracy with",
-    "release": "write models/: the pair, manifest, checksums and model card",
+    "release": "write models/: the pair, manifest, checksums, model card, what it is compared with",
 }
 
 

@@ -204,8 +204,8 @@ def trained_methods(twin: Path | None = None, original: Path | None = None) -> M
     Parameters
     ----------
     twin : Path, optional
-        The .tflite file of the network that was trained on copies of the mean alone, and is fed
-        such. It is as large as ours, and was trained as long: what ours gains over it is what the
+        The .tflite file of the network that was trained on copies of the mean, and is fed such. It
+        is as large as ours, and was trained as long: what ours gains over it is what the
         fluctuation gives.
     original : Path, optional
         The run's folder of the original's architecture, trained on our data.
@@ -578,7 +578,8 @@ def add_trained_arguments(parser: argparse.ArgumentParser) -> None:
         "--original",
         type=Path,
         metavar="RUN",
-        help="run of the original's architecture on our data (settings original_network)",
+        help="run of the original's architecture on our data (settings original_network): that in "
+        "models/original_network, for one",
     )
 
 
@@ -588,7 +589,8 @@ def add_twin_argument(parser: argparse.ArgumentParser) -> None:
         "--twin",
         type=Path,
         metavar="FILE",
-        help="float32 .tflite file of the twin that was trained on copies of the mean",
+        help="float32 .tflite file of the twin that was trained on copies of the mean: that in "
+        "models/twin, for one",
     )
 
 

@@ -58,8 +58,8 @@ that our model finds in the frames (*found*: no classical method has it; where i
 1.4 px), or with each stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. A window is played twice, as it is and transposed, and the images averaged; a
 stream is played once. What is not called a stream is a window, here and below. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
-*Twin*: the same architecture, trained from the same weights on copies of the mean alone, and fed
-such (`docs/experiments.md` says for how many updates); what the network gains over it is what the
+*Twin* (`models/twin`): the same architecture, its head trained from the same weights and as long as ours, but on
+copies of the mean alone, and fed such (`docs/experiments.md`); its cell is that of these weights. What the network gains over it is what the
 fluctuation gives and what one training has over the other, which `python -m training gains` tells
 apart. *Original's architecture*: a ConvLSTM2D over the window, trained from random weights on our
 forward model with our normalization and loss (`training/settings/original_network.toml`; ours was
@@ -83,7 +83,7 @@ trained for much longer, `docs/experiments.md`).
   the network adds nothing there but its speed.
 - *Copies of the mean* and *shuffled in time* are the same window without its fluctuation, or without
   the correlation of neighbours. Both are unlike what the network was trained on, so that they are
-  no proof of what the fluctuation gives. The twin, trained on copies alone, is nearer to one; but
+  no proof of what the fluctuation gives. The twin, whose head knows copies alone, is nearer to one; but
   what the network gains over it where nothing fluctuates is not the fluctuation's either.
 - *Unseen* groups are specimen families that training never draws; the thin ones are the honest guess
   for a new sample. The continuous ones are perforated sheets, which it does not draw either; but

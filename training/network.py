@@ -602,10 +602,10 @@ class Step(keras.Model):
         self.correction.kernel.assign(self.correction.kernel / gain)
 
     def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
-        """Run one step; where `limited`, within the limits that its training had.
+        """Run one step; where `limited`, within limits that its training had.
 
-        They are those of the frame and the mean, and of what the head adds up. The int8 file has
-        them as ranges of its tensors.
+        They are those of the frame, of the mean and of what the head adds up; those of the cell's
+        sums are the training's and int8's alone. The int8 file has them as ranges of its tensors.
         """
         frame, mean = inputs["frame"], inputs["mean"]
         seen, bounded = mean, exact
@@ -632,14 +632,14 @@ class Step(keras.Model):
 
 def straight_through(x: Any, limits: tuple[float, float]) -> Any:
     """Do as `as_int8`, with the gradient of the clipping alone (Bengio et al., arXiv:1308.3432)."""
-    clipped = ops.clip(x, *limits)
+    clipped = within(x, limits)
     return clipped + ops.stop_gradient(as_int8(x, limits) - clipped)
 
 
 def as_int8(x: Any, limits: tuple[float, float]) -> Any:
     """Clip to the limits and round to int8's steps between them, of which 0 is one."""
     step = (limits[1] - limits[0]) / INT8_STEPS
-    return ops.round(ops.clip(x, *limits) / step) * step
+    return ops.round(within(x, limits) / step) * step
 
 
 def take_over(step: Step, smaller: Step) -> None:

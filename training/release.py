@@ -1,4 +1,4 @@
-"""Write models/: the pair of steps, manifest, weights, checksums and model card."""
+"""Write models/: the pair of steps, all that goes with it, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ SMALL_NETWORKS = ("psf_width", "expected_error")
 """Commands that train what comes beside the pair, and their options here."""
 TWIN, ORIGINAL = "twin", "original_network"
 """Folders beside the pair, of the networks that were trained to be compared with it."""
+OF_TWIN = (".json", ".settings.json", ".weights.h5", "-int8.tflite", "-float32.tflite")
 OF_ORIGINAL = ("run.json", "settings.json", "best.json", "best.weights.h5")
+CHECKSUMS = "SHA256SUMS"
 OF_RELEASE = (
-    *("learn2sofi-*", "MODEL_CARD.md", f"{TWIN}/learn2sofi-*"),
-    *(f"{ORIGINAL}/{name}" for name in OF_ORIGINAL),
+    *("learn2sofi-*", "MODEL_CARD.md", f"{TWIN}/learn2sofi-*", f"{TWIN}/{CHECKSUMS}"),
+    *(f"{ORIGINAL}/{name}" for name in (*OF_ORIGINAL, CHECKSUMS)),
 )
 """What a release writes into its folder, and the next one removes."""
 VERSION = re.compile(r"\d+(\.\d+)*")
@@ -201,22 +203,46 @@ def add_small_networks(manifest_path: Path, run: Path, command: str) -> None:
     manifest_path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def keep_compared(folder: Path, twin: Path | None, original: Path | None) -> None:
-    """Copy what a release is compared with into it, so that anybody can score it again.
+def compared_files(twin: Path | None, original: Path | None) -> dict[str, list[Path]]:
+    """Name the files of what a release is compared with: enough to score it and to train it on.
 
     Parameters
     ----------
-    folder : Path
-        Of the pair.
     twin, original : Path or None
         As `training.evaluate.trained_methods` takes them.
+
+    Returns
+    -------
+    dict
+        Folder beside the pair to the files that go into it.
+
+    Raises
+    ------
+    UserError
+        One of them is missing.
     """
-    files = [] if twin is None else [(TWIN, twin), (TWIN, path_of_manifest(twin))]
+    found = {}
+    if twin is not None:
+        manifest_path = path_of_manifest(twin)
+        found[TWIN] = [manifest_path.with_name(manifest_path.stem + end) for end in OF_TWIN]
     if original is not None:
-        files += [(ORIGINAL, original / name) for name in OF_ORIGINAL]
-    for name, file in files:
-        (folder / name).mkdir(exist_ok=True)
-        shutil.copyfile(file, folder / name / file.name)
+        found[ORIGINAL] = [original / name for name in OF_ORIGINAL]
+    for path in (path for files in found.values() for path in files):
+        if not path.exists():
+            raise UserError(
+                f"{path} is missing: name the twin in the folder of its release, and a run of the "
+                "original's architecture that is trained."
+            )
+    return found
+
+
+def keep_compared(folder: Path, files: Mapping[str, list[Path]]) -> None:
+    """Copy `compared_files` into the folder of a pair, with their checksums."""
+    for name, paths in files.items():
+        (folder / name).mkdir()
+        for path in paths:
+            shutil.copyfile(path, folder / name / path.name)
+        write_checksums(folder / name, "*")
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -322,6 +348,7 @@ def publish(staging: Path, models: Path) -> None:
     new = {path.relative_to(staging) for path in staging.rglob("*") if path.is_file()}
     for name in sorted(new):
         (models / name).parent.mkdir(parents=True, exist_ok=True)
+    for name in sorted(new):
         (staging / name).replace(models / name)
     for pattern in OF_RELEASE:
         for path in models.glob(pattern):
@@ -351,10 +378,10 @@ def parameters(weights: Path) -> int:
     return total
 
 
-def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS over the model's files, as ``sha256sum --check`` reads it."""
-    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob("learn2sofi-*"))]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+def write_checksums(folder: Path, pattern: str = "learn2sofi-*") -> None:
+    """Write SHA256SUMS over a folder's files of a pattern, as ``sha256sum --check`` reads it."""
+    lines = [f"{sha256(path)}  {path.name}\n" for path in sorted(folder.glob(pattern))]
+    (folder / CHECKSUMS).write_text("".join(lines))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -388,6 +415,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run ``python -m training release``: all of it, or nothing."""
     trained = evaluate.trained_methods(arguments.twin, arguments.original)
+    compared = compared_files(arguments.twin, arguments.original)
     models = arguments.models.resolve()
     models.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models.parent, prefix=".models-") as folder:
@@ -398,7 +426,7 @@ def main(arguments: argparse.Namespace) -> int:
             if (run := getattr(arguments, command)) is not None:
                 add_small_networks(path, run, command)
         add_golden(path)
-        keep_compared(staging, arguments.twin, arguments.original)
+        keep_compared(staging, compared)
         if not arguments.no_evaluation:
             evaluate_pair(
                 *(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames),

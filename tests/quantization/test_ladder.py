@@ -6,6 +6,9 @@ random weights is enough: what breaks a rung breaks it there too.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -148,6 +151,20 @@ def test_the_float_file_is_the_step(name: str, by_keras: Series, by_float: Serie
     after 30 steps, because the cell forgets.
     """
     np.testing.assert_allclose(by_float[name], by_keras[name], atol=1e-4)
+
+
+def test_the_float_file_has_the_limits_of_the_head(step: Step, example: Example) -> None:
+    """Of sums that go beyond them, as those of bright points do. Catches a file without the limits
+    that training shows, which is another network than the one that was trained."""
+    bright = build_step(step.settings, SIZE, SIZE)
+    bright.set_weights(step.get_weights())
+    bright.scale_head(40)
+    begin = replace(example, frames=example.frames[:3], means=example.means[:3])
+    by_file = played(tflite(quantize.convert(bright)), begin)["image"]
+    by_step = played(bright, begin)["image"]
+    without = played(partial(bright, limited=False), begin)["image"]
+    np.testing.assert_allclose(by_file, by_step, atol=2e-4)
+    assert np.abs(by_step - without).max() > 0.01
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("image", 0.015, 0.1), ("c_out", 0.04, 0.4)])

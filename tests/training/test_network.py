@@ -376,7 +376,7 @@ def images(network: Unrolled, inputs: Arrays) -> np.ndarray:
 def test_unrolled_is_the_step_run_frame_by_frame(
     step: Step, series: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for int8's steps, and the limits of the cell's sums, which are int8's alone, too.
+    """But for int8's steps, and the limits of the cell's sums, which the step has not.
 
     Catches an image read from the state before, swapped inputs, and gain on the wrong axis.
     """
@@ -442,8 +442,8 @@ def test_a_step_is_saved_and_built_again_with_its_settings(step: Step) -> None:
 
 
 def test_the_head_adds_up_within_the_limits_of_its_training():
-    """Sums beyond them, as bright points make. Mutations: none in the float file; one that int8,
-    which has its own, is given twice; others than training shows."""
+    """Sums beyond them, as bright points make. Mutations: none at all; the same for int8, which
+    has its own; others than training shows."""
     step = randomized(build_step(TINY, 16, 16), 4)
     step.scale_head(40)
     frame, mean = np.random.default_rng(4).uniform(0, 2, (2, 1, 16, 16, 1)).astype(np.float32)

@@ -22,9 +22,10 @@ from training.__main__ import main
 from training.evaluate import Score, summarized
 from training.model_card import condensed, render_card
 from training.network import build_step
-from training.release import OF_ORIGINAL, further, manifest
+from training.release import further, manifest
 from training.release import sha256 as release_sha256
 from training.settings import TrainingSettings
+from training.train import load_network
 
 
 def release(run: Path, version: str, folder: Path) -> int:
@@ -113,23 +114,37 @@ def test_the_old_version_is_gone_and_the_rest_stays(models: Path) -> None:
     assert not list(models.parent.glob(".models-*"))  # where it was put together
 
 
-def test_what_it_is_compared_with_lies_beside_it(quantized_run, tmp_path, monkeypatch) -> None:
-    """Mutations: a twin without its manifest; the networks of a release that had others, or that
-    had any where this one has none; the user's own files removed."""
+def test_what_it_is_compared_with_lies_beside_it(
+    quantized_run, tmp_path, monkeypatch, capsys
+) -> None:
+    """Mutations: a twin that cannot be loaded, or not be trained on; the networks of the release
+    before beside, or instead of, none; the user's own files removed; half a release written."""
     monkeypatch.setattr(evaluate, "trained_methods", lambda *_: {})
-    first, folder, run = tmp_path / "first", tmp_path / "models", tmp_path / "original"
-    assert release(quantized_run, "0.0", first) == 0
+    twins, run = tmp_path / "twins", tmp_path / "original"
     run.mkdir()
-    for name in ("run.json", "settings.json", "best.json", "best.weights.h5", "checkpoint.npz"):
+    for name in ("run.json", "settings.json", "best.weights.h5", "checkpoint.npz"):
         (run / name).write_text(name)
+    folder = tmp_path / "models"
     words = ["release", "--run", str(quantized_run), "--models", str(folder), "--no-evaluation"]
-    compared = ["--twin", str(first / "learn2sofi-0.0-float32.tflite"), "--original", str(run)]
-    assert main([*words, "--version", "0.1", *compared]) == 0
+    assert main([*words, "--version", "0.1", "--original", str(run)]) == 2
+    assert "best.json is missing" in capsys.readouterr().err
+    assert not folder.exists()
+    (run / "best.json").write_text("best.json")
     twin, original = folder / "twin", folder / "original_network"
-    assert load_step(twin / "learn2sofi-0.0-float32.tflite").manifest.version == "0.0"
-    assert {path.name for path in original.iterdir()} == set(OF_ORIGINAL)
+    for version in ("0.1", "0.2"):
+        assert release(quantized_run, version, twins / version) == 0
+        compared = ["--twin", str(twins / version / f"learn2sofi-{version}-float32.tflite")]
+        assert main([*words, "--version", version, *compared, "--original", str(run)]) == 0
+        for form in ("int8", "float32"):
+            loaded = load_step(twin / f"learn2sofi-{version}-{form}.tflite")
+            assert loaded.manifest.version == version
+        assert load_network(twin / f"learn2sofi-{version}.json").step.weights
+        assert sorted(path.name for path in original.iterdir()) == [
+            *("SHA256SUMS", "best.json", "best.weights.h5", "run.json", "settings.json")
+        ]
+        assert len(list(twin.iterdir())) == 6
     (twin / "notes.txt").write_text("the user's own")
-    assert main([*words, "--version", "0.2"]) == 0
+    assert main([*words, "--version", "0.3"]) == 0
     assert [path.name for path in twin.iterdir()] == ["notes.txt"]
     assert not list(original.iterdir())
 

@@ -130,6 +130,14 @@ def test_voids_are_dark_in_a_bright_field(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.3 < (part < 1e-3).mean() < 0.9
 
 
+def test_a_leaf_is_drawn_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutations: a box without its corners, an ellipse without its tips."""
+    drawn = [leaves(Grid(96, 120), np.random.default_rng(seed)) for seed in range(30)]
+    monkeypatch.setattr(specimen, "_around", lambda *_: np.s_[:, :])
+    whole = [leaves(Grid(96, 120), np.random.default_rng(seed)) for seed in range(30)]
+    np.testing.assert_array_equal(drawn, whole)
+
+
 def test_leaves_are_flat_and_hide_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mutations: brightness that adds up; soft edges; dark leaves never, or always; no gratings.
 
