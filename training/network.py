@@ -607,11 +607,9 @@ class Step(keras.Model):
         They are those of the frame, of the mean and of what the head adds up; those of the cell's
         sums are the training's and int8's alone. The int8 file has them as ranges of its tensors.
         """
-        frame, mean = inputs["frame"], inputs["mean"]
-        seen, bounded = mean, exact
-        if limited:
-            bounded = within
-            frame, seen = ops.clip(frame, *FRAME_RANGE), ops.clip(mean, *MEAN_RANGE)
+        bounded = within if limited else exact
+        frame, mean = bounded(inputs["frame"], FRAME_RANGE), inputs["mean"]
+        seen = bounded(mean, MEAN_RANGE)
         h, c = self.recur(frame, seen, inputs["h"], inputs["c"])
         image = self.read(mean, h, inputs["psf_sigma_px"], bounded, seen=seen)
         return {"image": image, "h_out": h, "c_out": c}
