@@ -22,8 +22,9 @@ from training.network import (
     CELL_RANGE,
     GATE_RANGE,
     HIDDEN_RANGE,
+    PARTS,
     SCALE_RANGE,
-    SUMMAND_RANGE,
+    NetworkSettings,
 )
 
 PRODUCT_RANGE = 2.0  # of simulated stacks' products, one in 10,000 is beyond 1.6
@@ -35,13 +36,15 @@ Graph = Any  # schema.SubGraphT: the generated classes have no types
 Operator = Any
 
 
-def narrowed(model: bytes) -> bytes:
+def narrowed(model: bytes, network: NetworkSettings) -> bytes:
     """Rewrite the ranges of the products, of what goes into the gates, of state and head.
 
     Parameters
     ----------
     model : bytes
         An int8 step of `training.network`.
+    network : NetworkSettings
+        Of this step.
 
     Returns
     -------
@@ -56,7 +59,7 @@ def narrowed(model: bytes) -> bytes:
     for product in kinds.of(graph, "MUL"):
         if kinds.feeds(graph, product, "CONV_2D"):
             _limit(graph, product.outputs[0], PRODUCT_RANGE)
-    _set_head(graph, kinds)
+    _set_head(graph, kinds, network)
     _set_beyond(graph, kinds)
     _follow_enlarging(graph, kinds)
     _renew_bias_scales(parsed, graph, kinds)
@@ -140,23 +143,26 @@ def _set_state(parsed: Any, graph: Graph, kinds: _Kinds) -> None:
             _set_range(graph, update.outputs[0], *CELL_RANGE)
 
 
-def _set_head(graph: Graph, kinds: _Kinds) -> None:
-    """Give what is scaled and added, and then the activations, their ranges."""
-    for scaled in kinds.of(graph, "MUL"):
-        if _is_head(graph, kinds, scaled):
-            summands = _summands(graph, kinds, scaled.inputs[0])
-            for tensor in (*summands, scaled.inputs[0], scaled.outputs[0]):
-                _set_range(graph, tensor, *SUMMAND_RANGE)
-            _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
-    for op in (*kinds.of(graph, "ADD"), *kinds.of(graph, "CONV_2D"), *kinds.of(graph, "MUL")):
+def _set_head(graph: Graph, kinds: _Kinds, network: NetworkSettings) -> None:
+    """Give what is scaled and added, and then the activations, their ranges, layer by layer."""
+    for op in kinds.of(graph, "CONV_2D"):
         if op.builtinOptions.fusedActivationFunction == _RELU6:
             _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
+    layers = [(op, end) for op in kinds.of(graph, "MUL") if (end := _activation(graph, kinds, op))]
+    for (scaled, end), limits in zip(layers, network.head_limits(), strict=True):
+        for part in _summands(graph, kinds, scaled.inputs[0]):
+            _set_range(graph, part, *PARTS.summand)
+        for tensor in (scaled.inputs[0], scaled.outputs[0]):
+            _set_range(graph, tensor, *limits.summand)
+        _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
+        _set_range(graph, end.outputs[0], *limits.activation)
 
 
-def _is_head(graph: Graph, kinds: _Kinds, scaled: Operator) -> bool:
-    """Whether a product is, or is added to, an activation that ends at 6."""
+def _activation(graph: Graph, kinds: _Kinds, scaled: Operator) -> Operator | None:
+    """Find what makes the activation of which a product is, or to which it is added; else None."""
     sums = [op for op in kinds.of(graph, "ADD") if scaled.outputs[0] in op.inputs]
-    return any(op.builtinOptions.fusedActivationFunction == _RELU6 for op in (scaled, *sums))
+    ends = [op for op in (scaled, *sums) if op.builtinOptions.fusedActivationFunction == _RELU6]
+    return ends[0] if ends else None
 
 
 def _set_beyond(graph: Graph, kinds: _Kinds) -> None:

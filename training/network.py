@@ -43,7 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -97,6 +97,12 @@ class NetworkSettings(BaseModel):
         """Shape of `h` and of `c` without the batch, for a frame of height x width."""
         return height // FOLD, width // FOLD, FOLD**2 * self.filters
 
+    def head_limits(self) -> list[HeadLimits]:
+        """Limits of the head's layers, in the order in which they are computed."""
+        close = min(NEAR, self.head_layers)
+        further = [CONTEXT] * len(self.context_px)
+        return [FIRST, *[CLOSE] * close, *further, *[LAST] * (self.head_layers - close)]
+
 
 FOLD = 2  # pixels along each axis that are folded into channels
 SIZE_MULTIPLE = FOLD  # of the frame's height and width
@@ -108,13 +114,32 @@ CELL_RANGE = (-1.0, 1.0)  # and of what is added to it, in the same steps
 HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
 GATE_RANGE = (-6.0, 6.0)  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 LIMIT = 6.0  # where relu6 ends
-ACTIVATION_RANGE = (0.0, LIMIT)  # of the head
+ACTIVATION_RANGE = (0.0, LIMIT)  # of the correction, and of the head where it reaches furthest
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
-SCALE_RANGE = (-INT8_STEPS / 128, INT8_STEPS / 128)  # of the PSF's modulation; 1 is exact
-_STEP = ACTIVATION_RANGE[1] / INT8_STEPS
-# Of what is added to an activation, in the same steps, so that nothing is rounded twice: what is
-# even and small over many pixels would be lost in a step that is larger, or moved by it.
-SUMMAND_RANGE = (-106 * _STEP, 149 * _STEP)  # -2.49 to 3.51
+SCALE_RANGE = (-32 / 128, 223 / 128)  # of what a layer of the head is scaled by; 1 is exact
+
+
+class HeadLimits(NamedTuple):
+    """Of a layer of the head: the range of its activations, and of what is added up to them.
+
+    Both have the same steps, so that nothing is rounded twice: what is even and small over many
+    pixels would be lost in a step that is larger, or moved by it.
+    """
+
+    activation: tuple[float, float]
+    summand: tuple[float, float]
+
+    @classmethod
+    def up_to(cls, highest: float) -> HeadLimits:
+        """Have activations end there."""
+        step = highest / INT8_STEPS
+        return cls((0.0, highest), (-106 * step, 149 * step))
+
+
+# What simulated stacks need, in each part of the head: a range that is not used costs steps.
+PARTS, FIRST, CLOSE, CONTEXT, LAST = (HeadLimits.up_to(x) for x in (3.0, 4.0, LIMIT, 5.0, 4.0))
+"""The two parts whose sum is the first layer, that layer, the close ones, those that look further
+around, and the last."""
 NEAR = 2  # of the head's convolutions are made before it looks further around
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
@@ -517,9 +542,9 @@ class Step(keras.Model):
         x = self._near(mean if seen is None else seen, h, change, rounded)
         if self.whole_image is not None:
             change = ops.concatenate([change, self.whole_image(x)], axis=-1)
-        x = self._deepened(x, self.context, self.context_modulations, change, rounded)
+        x = self._deepened(x, self.context, self.context_modulations, change, CONTEXT, rounded)
         modulations = self.modulations[1 + NEAR :]
-        x = self._deepened(x, self.head[NEAR:], modulations, change, rounded)
+        x = self._deepened(x, self.head[NEAR:], modulations, change, LAST, rounded)
         taps = self.upsampling.mirrored_kernel(0, 1)
         phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
         image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
@@ -539,12 +564,12 @@ class Step(keras.Model):
         """Make the head's first layers, (B, H/2, W/2, 4 head_filters)."""
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
         first, *further = self.modulations
-        of_mean = rounded(self.head_mean(folded), SUMMAND_RANGE)
-        of_frames = rounded(self.head_hidden(h), SUMMAND_RANGE)
-        x = rounded(ops.add(of_mean, of_frames), SUMMAND_RANGE)
+        of_mean = rounded(self.head_mean(folded), PARTS.summand)
+        of_frames = rounded(self.head_hidden(h), PARTS.summand)
+        x = rounded(ops.add(of_mean, of_frames), FIRST.summand)
         x = ops.relu6(first(x, change, rounded=rounded))
-        x = rounded(x, ACTIVATION_RANGE)
-        return self._deepened(x, self.head[:NEAR], further[:NEAR], change, rounded)
+        x = rounded(x, FIRST.activation)
+        return self._deepened(x, self.head[:NEAR], further[:NEAR], change, CLOSE, rounded)
 
     @staticmethod
     def _deepened(
@@ -552,13 +577,14 @@ class Step(keras.Model):
         convolutions: list[FoldedConv2D],
         modulations: list[PsfModulation],
         change: Any,
+        limits: HeadLimits,
         rounded: Rounding,
     ) -> Any:
         """Let each of these layers of the head add to what it is given."""
         for layer, modulation in zip(convolutions, modulations, strict=True):
-            more = modulation(rounded(layer(x), SUMMAND_RANGE), change, rounded=rounded)
-            more = rounded(more, SUMMAND_RANGE)
-            x = rounded(ops.relu6(ops.add(x, more)), ACTIVATION_RANGE)
+            more = modulation(rounded(layer(x), limits.summand), change, rounded=rounded)
+            more = rounded(more, limits.summand)
+            x = rounded(ops.relu6(ops.add(x, more)), limits.activation)
         return x
 
     def correct(self, x: Any, rounded: Rounding) -> Any:
@@ -643,8 +669,8 @@ def as_int8(x: Any, limits: tuple[float, float]) -> Any:
 def take_over(step: Step, smaller: Step) -> None:
     """Give a step the weights of a smaller one, so that it makes the same images.
 
-    The smaller one may lack `context_px` and `estimates`, which change nothing as they begin; in
-    all else the two must be the same.
+    The smaller one may lack `context_px` and `estimates`, which, as they begin, change nothing that
+    is within their limits; in all else the two must be the same.
 
     Raises
     ------

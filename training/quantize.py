@@ -335,7 +335,7 @@ def main(arguments: argparse.Namespace) -> int:
     float32 = convert(step)
     model = convert_rounded(step, representative_set(step, settings, arguments.stacks))
     check_int8(model)
-    model = narrowed(model)
+    model = narrowed(model, settings.network)
     (arguments.run / "float32.tflite").write_bytes(float32)
     (arguments.run / "int8.tflite").write_bytes(model)
     about = {

@@ -101,7 +101,8 @@ def by_float(step: Step, example: Example) -> Series:
 @pytest.fixture(scope="module")
 def by_int8(step: Step, example: Example) -> Series:
     """The int8 file, calibrated on four stacks, with its ranges set as a release has them."""
-    content = narrowed(quantize.convert(step, quantize.representative_set(step, SETTINGS, 4)))
+    wide = quantize.convert(step, quantize.representative_set(step, SETTINGS, 4))
+    content = narrowed(wide, SETTINGS.network)
     quantize.check_int8(content)
     return played(tflite(content), example)
 

@@ -8,13 +8,16 @@ from ai_edge_litert.interpreter import Interpreter
 
 from training.narrowing import BEYOND_RANGE, PRODUCT_RANGE, narrowed, operator_names
 from training.network import (
-    ACTIVATION_RANGE,
     CELL_RANGE,
+    CLOSE,
+    CONTEXT,
+    FIRST,
     GATE_RANGE,
     HIDDEN_RANGE,
+    LAST,
     LOWEST,
+    PARTS,
     SCALE_RANGE,
-    SUMMAND_RANGE,
     USUAL,
     NetworkSettings,
     build_step,
@@ -73,15 +76,15 @@ def candidates_and_gates(model, frames):
 def test_ranges_are_those_of_the_gates_and_of_the_training(wide):
     """Mutations: the summands of the gates left as they were; state or head left with the ranges of
     their calibration, which a brighter sample leaves."""
-    before, after = ranges(wide), ranges(narrowed(wide))
+    before, after = ranges(wide), ranges(narrowed(wide, SETTINGS))
     changed = {after[index] for index in before if after[index] != pytest.approx(before[index])}
     products = (-PRODUCT_RANGE, PRODUCT_RANGE)
-    head = (products, ACTIVATION_RANGE, SUMMAND_RANGE, SCALE_RANGE, BEYOND_RANGE)
+    head = (products, PARTS.summand, *FIRST, SCALE_RANGE, BEYOND_RANGE)
     halves = {
         round((high - low) / 2, 3) for low, high in (GATE_RANGE, CELL_RANGE, HIDDEN_RANGE, *head)
     }
     assert {round(limit, 3) for limit in changed} == halves
-    assert operators(narrowed(wide)) == operators(wide)
+    assert operators(narrowed(wide, SETTINGS)) == operators(wide)
 
 
 def test_the_cell_comes_nearer_to_the_float_network(step, wide, frames):
@@ -93,7 +96,7 @@ def test_the_cell_comes_nearer_to_the_float_network(step, wide, frames):
     by_float = candidates_and_gates(convert(step), frames)
     wide_error, error = (
         float(np.sqrt(np.mean((candidates_and_gates(model, frames) - by_float) ** 2)))
-        for model in (wide, narrowed(wide))
+        for model in (wide, narrowed(wide, SETTINGS))
     )
     assert 0.5 < error / wide_error < 0.95
 
@@ -110,30 +113,40 @@ def limits(tensor):
     return (-128 - zero) * scale, (127 - zero) * scale
 
 
-def test_what_a_width_changes_has_fixed_ranges(frames):
-    """Mutations: the scale of the PSF's modulation, or what it scales and makes, left with what
-    calibration saw of it, which here is far less; one kind of product alone, of that which the
-    activation follows and that which is added to another; one that ends where a summand does.
+def test_the_head_has_fixed_ranges_layer_by_layer(frames):
+    """Mutations: what a layer is scaled by, or what is scaled and made, left with what calibration
+    saw of it, which here is far less; one kind of product alone, of that which the activation
+    follows and that which is added to another; the limits of another part of the head; one that
+    ends where a summand does.
 
     The ends may be half a step, 0.012, beside: 0 is one of the steps.
     """
-    step = build_step(SETTINGS.model_copy(update={"head_layers": 1}))
+    settings = SETTINGS.model_copy(update={"head_layers": 3, "context_px": (2, 4)})
+    step = build_step(settings)
     rng = np.random.default_rng(4)
-    for modulation in step.modulations:
+    for modulation in (*step.modulations, *step.context_modulations):
         modulation.kernel.assign(rng.uniform(-0.1, 0.1, modulation.kernel.shape))
+    for layer in step.context:
+        layer.kernel.assign(rng.normal(0, 0.1, layer.kernel.shape))
     means = np.broadcast_to(frames.mean(0), frames.shape)
-    model = narrowed(convert(step, trajectory(step, frames[:2], means[:2], 1.4)))
-    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    wide = convert(step, trajectory(step, frames[:2], means[:2], 1.4))
+    parsed = schema.ModelT.InitFromPackedBuf(narrowed(wide, settings), 0)
     graph, names = parsed.subgraphs[0], operator_names(parsed)
-    products = [
-        [limits(graph.tensors[index]) for index in (*op.inputs, *op.outputs)]
+    scaled = [
+        op
         for op in graph.operators
         if names[op.opcodeIndex] == "MUL" and b"modulation" in graph.tensors[op.outputs[0]].name
     ]
-    of_scale = [SUMMAND_RANGE, SCALE_RANGE]
-    expected = [[*of_scale, ACTIVATION_RANGE], [*of_scale, SUMMAND_RANGE]]
+    products = [[limits(graph.tensors[i]) for i in (*op.inputs, *op.outputs)] for op in scaled]
+    layers = [CLOSE, CLOSE, CONTEXT, CONTEXT, LAST]
+    added = [[each.summand, SCALE_RANGE, each.summand] for each in layers]
+    expected = [[FIRST.summand, SCALE_RANGE, FIRST.activation], *added]
     assert np.shape(products) == np.shape(expected)
     np.testing.assert_allclose(products, expected, atol=0.012)
+    outputs = {int(op.outputs[0]) for op in scaled}
+    sums = [op for op in graph.operators if names[op.opcodeIndex] == "ADD"]
+    after = [limits(graph.tensors[op.outputs[0]]) for op in sums if outputs & {*op.inputs}]
+    np.testing.assert_allclose(after, [each.activation for each in layers], atol=0.012)
 
 
 def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):
@@ -144,7 +157,7 @@ def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):
     rng = np.random.default_rng(3)
     mean = rng.gamma(2.0, 0.5, (1, SIZE_PX, SIZE_PX, 1)).astype(np.float32)
     mean[0, 60, 60] = 20.0  # beyond any calibration
-    images = [played(model, mean) for model in (convert(step), narrowed(wide))]
+    images = [played(model, mean) for model in (convert(step), narrowed(wide, SETTINGS))]
     offset = images[1] - images[0]
     assert np.abs(offset).max() < (USUAL - LOWEST) / 255
     assert np.ptp(offset) < 1e-5  # all pixels have the same: no steps
@@ -161,7 +174,7 @@ def test_the_correction_reaches_as_far_as_its_range(step, frames):
         for bias in (-0.4, 0.3, 8.0):
             step.correction.bias.assign(np.full_like(kept[1], bias))
             means = np.broadcast_to(frames.mean(0), frames.shape)
-            model = narrowed(convert(step, trajectory(step, frames[:2], means[:2])))
+            model = narrowed(convert(step, trajectory(step, frames[:2], means[:2])), SETTINGS)
             by_float, by_int8 = played(convert(step), mean), played(model, mean)
             assert by_float[30:-30, 30:-30].mean() == pytest.approx(0.5 + bias, abs=0.2)
             np.testing.assert_allclose(by_int8, by_float, atol=0.1 if bias > USUAL else 0.015)

@@ -11,13 +11,17 @@ import pytest
 
 from training import network as training_network
 from training.network import (
-    ACTIVATION_RANGE,
     CELL_RANGE,
+    CLOSE,
+    CONTEXT,
+    FIRST,
     FRAME_RANGE,
     GATE_RANGE,
+    LAST,
     MEAN_RANGE,
-    SUMMAND_RANGE,
+    SCALE_RANGE,
     FoldedConv2D,
+    HeadLimits,
     NetworkSettings,
     Step,
     Unrolled,
@@ -204,7 +208,7 @@ def test_a_larger_network_goes_on_from_a_smaller_one() -> None:
     """Mutations: new layers that change the image; rows of the PSF's modulation that are lost or
     mixed up; weights of another size that are passed over in silence."""
     plain = NetworkSettings(head_filters=4, head_layers=3)
-    small = randomized(build_step(plain, 16, 20), 6)
+    small = randomized(build_step(plain, 16, 20), 6, size=0.1)  # within all limits
     more = plain.model_copy(update={"context_px": (4, 8), "estimates": 3})
     large = build_step(more, 16, 20)
     take_over(large, small)
@@ -275,19 +279,36 @@ def test_an_unknown_psf_changes_nothing_even_rounded(step: Step) -> None:
     """Mutations: hats that are not 0 at an unknown width, a scale whose steps do not hold 1, a
     product in other steps than what it is made of."""
     x = np.random.default_rng(13).normal(0, 1, (1, 4, 5, 4 * step.settings.head_filters))
-    x = as_int8(x.astype(np.float32), SUMMAND_RANGE)
+    x = as_int8(x.astype(np.float32), CLOSE.summand)
     known, unknown = (hats(step, [sigma]) for sigma in (1.4, 0.0))
     for modulation in step.modulations:
         same = modulation(x, unknown, rounded=as_int8)
-        np.testing.assert_allclose(as_int8(same, SUMMAND_RANGE), x, atol=1e-6)
+        np.testing.assert_allclose(as_int8(same, CLOSE.summand), x, atol=1e-6)
         assert np.abs(modulation(x, known) - x).max() > 0.01
 
 
-def test_activations_and_what_is_added_to_them_have_the_same_steps() -> None:
+@pytest.mark.parametrize("highest", [3.0, 4.0, 5.0, 6.0])
+def test_activations_and_what_is_added_to_them_have_the_same_steps(highest: float) -> None:
     """Mutation: a range whose step is another one, in which a sum would be rounded once more."""
-    steps = [(high - low) / 255 for low, high in (ACTIVATION_RANGE, SUMMAND_RANGE)]
+    limits = HeadLimits.up_to(highest)
+    assert limits.activation == (0, highest)
+    steps = [(high - low) / 255 for low, high in limits]
     assert steps[0] == pytest.approx(steps[1])
-    assert SUMMAND_RANGE[0] / steps[1] == pytest.approx(round(SUMMAND_RANGE[0] / steps[1]))
+    assert limits.summand[0] / steps[1] == pytest.approx(round(limits.summand[0] / steps[1]))
+
+
+def test_the_scale_that_changes_nothing_is_one_of_its_steps() -> None:
+    """Mutation: limits between whose steps 1 or 0 is not."""
+    exact = np.array([0.0, 1.0])
+    np.testing.assert_array_equal(as_int8(exact, SCALE_RANGE), exact)
+
+
+def test_the_heads_limits_are_in_the_order_of_its_layers() -> None:
+    """Mutations: the close layers counted wrongly; those around left out."""
+    settings = NetworkSettings(head_layers=6, context_px=(4, 8, 16))
+    expected = [FIRST, CLOSE, CLOSE, CONTEXT, CONTEXT, CONTEXT, LAST, LAST, LAST, LAST]
+    assert settings.head_limits() == expected
+    assert NetworkSettings(head_layers=1).head_limits() == [FIRST, CLOSE]
 
 
 def test_several_inputs_are_convolved_as_if_they_were_joined() -> None:
