@@ -269,6 +269,7 @@ def evaluate_pair(
     measured: Path | None,
     frames: int,
     trained: evaluate.Methods | None = None,
+    compared: Mapping[str, list[Path]] | None = None,
 ) -> None:
     """Score both forms; write what the card needs beside the manifest.
 
@@ -284,6 +285,8 @@ def evaluate_pair(
         Length of the longest stream, see `training.accuracy`.
     trained : dict of str to callable, optional
         Networks to compare with, see `training.evaluate.trained_methods`.
+    compared : mapping of str to list of Path, optional
+        Their files, see `compared_files`; it is noted which they were.
     """
     named = json.loads(manifest_path.read_text())
     files = {form: manifest_path.with_name(each["file"]) for form, each in named["files"].items()}
@@ -301,6 +304,10 @@ def evaluate_pair(
     found = accuracy.measure(manifest_path.parent, frames, os.cpu_count() or 1, scores)
     accuracy.report(found, folder)
     content["accuracy"] = accuracy.condensed(found)
+    content["compared"] = {
+        kind: {path.name: sha256(path) for path in paths}
+        for kind, paths in (compared or {}).items()
+    }
     path = manifest_path.with_suffix(".evaluation.json")
     path.write_text(json.dumps(content, indent=None) + "\n")
     for name in model_card.PICTURES:
@@ -431,6 +438,7 @@ def main(arguments: argparse.Namespace) -> int:
             evaluate_pair(
                 *(path, arguments.evaluation, arguments.measured, arguments.accuracy_frames),
                 trained,
+                compared,
             )
             write_card(staging)
         write_checksums(staging)

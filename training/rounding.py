@@ -44,7 +44,7 @@ def round_weights(step: Step, samples: Iterable[Tensors]) -> None:
     seen = {layer.name: Inputs(layer) for layer in layers}
     with _watched(layers, seen):
         for sample in samples:
-            step(sample, limited=False)
+            step(sample)
     for layer in layers:
         kernel = keras.ops.convert_to_numpy(layer.kernel)
         layer.kernel.assign(rounded(kernel, seen[layer.name].squares, layer.channels))

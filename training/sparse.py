@@ -1,9 +1,9 @@
 """What 30 frames of sparse blinking give, to our network and to one without its limits.
 
-Both against twins that were trained as long on the same stacks, of which they saw the mean alone.
-Stacks are drawn from the forward model that the network without limits was trained on
-(`training/settings/limit.toml`), few emitters and many, seldom on and less seldom, with seeds that
-are others than those of training, validation and the frozen set.
+Each against a twin that was trained as long on the same stacks, of which it saw the mean alone; the
+one without limits, which is not kept, where its runs are named. Stacks are drawn from the forward
+model that it was trained on (`training/settings/limit.toml`), few emitters and many, seldom on and
+less seldom, with seeds that are others than those of training, validation and the frozen set.
 """
 
 from __future__ import annotations
@@ -106,8 +106,11 @@ def _range(cells: Sequence[Content], name: str) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training sparse``."""
-    parser.add_argument("--limit", type=Path, default=Path("runs/limit"), metavar="RUN")
-    parser.add_argument("--limit-twin", type=Path, default=Path("runs/limit_twin"), metavar="RUN")
+    parser.add_argument(
+        "--limit", type=Path, metavar="RUN",
+        help="folder of `python -m training train --settings limit`",
+    )  # fmt: skip
+    parser.add_argument("--limit-twin", type=Path, metavar="RUN", help="the same of its twin")
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="our float32 .tflite file (default: the newest)"
     )
@@ -123,23 +126,28 @@ def main(args: argparse.Namespace) -> int:
 
     if args.stacks < 2:
         raise UserError(f"--stacks is {args.stacks}; at least 2 are needed for a standard error.")
+    if (args.limit is None) != (args.limit_twin is None):
+        raise UserError("Name both of --limit and --limit-twin, or none: they are compared.")
+    if args.limit is None and args.twin is None:
+        raise UserError("A gain is one over a twin: name ours with --twin.")
     models = [args.model] if args.model else evaluate.default_models()
     ours = load_step(gains.chosen_model(models))
     methods = {baselines.REFERENCE: baselines.methods()[baselines.REFERENCE]}
-    methods[LIMIT_TWIN] = load_method(args.limit_twin, "limit")
-    methods[LIMIT] = load_method(args.limit, "limit")
-    settings, of_twin = (settings_file.of_run(run) for run in (args.limit, args.limit_twin))
-    if settings.dataset.copies or not of_twin.dataset.copies:
-        raise UserError(
-            "The twin is the run on copies of the mean: name it with --limit-twin, and the run on "
-            "frames with --limit."
-        )
+    settings, runs = settings_file.load("limit"), {}
+    if args.limit is not None:
+        methods[LIMIT_TWIN] = load_method(args.limit_twin, "limit")
+        methods[LIMIT] = load_method(args.limit, "limit")
+        settings, of_twin = (settings_file.of_run(run) for run in (args.limit, args.limit_twin))
+        if settings.dataset.copies or not of_twin.dataset.copies:
+            raise UserError(
+                "The twin is the run on copies of the mean: name it with --limit-twin, and the run "
+                "on frames with --limit."
+            )
+        for run in (args.limit, args.limit_twin):
+            runs[run.name] = json.loads(Run(run).about.read_text())
     if args.twin is not None:
         methods[TWIN] = partial(evaluate.twin_image, load_step(args.twin))
     methods[OURS] = trials.model_method(ours)
-    runs = {
-        run.name: json.loads(Run(run).about.read_text()) for run in (args.limit, args.limit_twin)
-    }
     about = {"git_revision": git_revision(), "models": {ours.name: ours.sha256}, "runs": runs}
     content = about | measure(settings.forward_model, methods, args.stacks)
     args.out.mkdir(parents=True, exist_ok=True)

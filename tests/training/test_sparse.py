@@ -59,8 +59,27 @@ def test_a_gain_is_that_of_a_pair_on_the_same_stacks(monkeypatch: pytest.MonkeyP
 def test_what_cannot_be_compared_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches a traceback where a run was not made, and a standard error of one."""
-    assert main(["sparse", "--stacks", "1"]) == 2
-    assert "at least 2" in capsys.readouterr().err
+    """Catches a traceback where a run was not made, a standard error of one, and no gain at all."""
+    for words, said in (
+        (["--stacks", "1"], "at least 2"),
+        ([], "name ours with --twin"),
+        (["--limit", str(tmp_path)], "both of --limit and --limit-twin"),
+    ):
+        assert main(["sparse", *words]) == 2
+        assert said in capsys.readouterr().err
     assert main(["sparse", "--limit", str(tmp_path), "--limit-twin", str(tmp_path)]) == 2
     assert "train first" in capsys.readouterr().err
+
+
+def test_ours_is_compared_with_its_twin_alone(quantized_run, tmp_path, monkeypatch) -> None:
+    """Catches runs of the limit asked for where they are not kept, and a gain that is not said."""
+    models = tmp_path / "models"
+    options = ["--version", "0.1", "--models", str(models), "--no-evaluation"]
+    assert main(["release", "--run", str(quantized_run), *options]) == 0
+    monkeypatch.setattr(sparse, "DENSITIES", sparse.DENSITIES[:1])
+    monkeypatch.setattr(sparse, "ON_FRACTIONS", sparse.ON_FRACTIONS[:1])
+    step = str(models / "learn2sofi-0.1-float32.tflite")
+    words = ["--model", step, "--twin", step, "--stacks", "2", "--out", str(tmp_path)]
+    assert main(["sparse", *words]) == 0
+    head = (tmp_path / "sparse.md").read_text().splitlines()[0]
+    assert head.endswith("| mean (bicubic) | ours, twin | ours | ours: gain |")
