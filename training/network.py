@@ -130,14 +130,16 @@ class HeadLimits(NamedTuple):
     summand: tuple[float, float]
 
     @classmethod
-    def up_to(cls, highest: float) -> HeadLimits:
-        """Have activations end there."""
+    def up_to(cls, highest: float, below: int = 106) -> HeadLimits:
+        """Have activations end there; so many of the steps of what is added are below 0."""
         step = highest / INT8_STEPS
-        return cls((0.0, highest), (-106 * step, 149 * step))
+        return cls((0.0, highest), (-below * step, (INT8_STEPS - below) * step))
 
 
-# What simulated stacks need, in each part of the head: a range that is not used costs steps.
-PARTS, FIRST, CLOSE, CONTEXT, LAST = (HeadLimits.up_to(x) for x in (3.0, 4.0, LIMIT, 5.0, 4.0))
+# What simulated stacks need, in each part of the head: a range that is not used costs steps. Where
+# the last layers can take away less than 2.5, single lines are drawn as two (docs/experiments.md).
+PARTS, FIRST, CLOSE, CONTEXT = (HeadLimits.up_to(x) for x in (3.0, 4.0, LIMIT, 5.0))
+LAST = HeadLimits.up_to(5.0, below=128)
 """The two parts whose sum is the first layer, that layer, the close ones, those that look further
 around, and the last."""
 NEAR = 2  # of the head's convolutions are made before it looks further around

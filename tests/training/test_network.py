@@ -19,6 +19,7 @@ from training.network import (
     GATE_RANGE,
     LAST,
     MEAN_RANGE,
+    PARTS,
     SCALE_RANGE,
     FoldedConv2D,
     HeadLimits,
@@ -287,11 +288,10 @@ def test_an_unknown_psf_changes_nothing_even_rounded(step: Step) -> None:
         assert np.abs(modulation(x, known) - x).max() > 0.01
 
 
-@pytest.mark.parametrize("highest", [3.0, 4.0, 5.0, 6.0])
-def test_activations_and_what_is_added_to_them_have_the_same_steps(highest: float) -> None:
+@pytest.mark.parametrize("limits", [PARTS, FIRST, CLOSE, CONTEXT, LAST])
+def test_activations_and_what_is_added_to_them_have_the_same_steps(limits: HeadLimits) -> None:
     """Mutation: a range whose step is another one, in which a sum would be rounded once more."""
-    limits = HeadLimits.up_to(highest)
-    assert limits.activation == (0, highest)
+    assert limits.activation[0] == 0
     steps = [(high - low) / 255 for low, high in limits]
     assert steps[0] == pytest.approx(steps[1])
     assert limits.summand[0] / steps[1] == pytest.approx(round(limits.summand[0] / steps[1]))
