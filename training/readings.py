@@ -16,7 +16,7 @@ STREAMS = 0.3  # part of the stacks that are played as a stream
 STREAM_CHUNKS = (4, 6)  # its length in chunks, both ends included
 CHUNK = 15
 HALF_WAY = 0.15  # part of the windows that are read in their middle, too
-ALSO = 0.3  # part of the stacks that are drawn by other settings, where such are named
+ALSO = 0.15  # part of the stacks that are drawn by other settings, where such are named
 
 
 @dataclass(frozen=True)
