@@ -27,7 +27,7 @@ COMMANDS = {
     "resolution": "say from which distance on each method shows two lines apart, or one as two",
     "sweeps": "score against frames, photons, PSF width and fluctuation, one after the other",
     "gains": "map what the frames give beyond their mean, over the twin trained on the mean",
-    "sparse": "say what frames of sparse blinking give, to ours and to a network without limits",
+    "sparse": "say what frames of sparse blinking give beyond their mean, over the twin",
     "bound": "say how much nearer two emitters are told apart from frames than from their mean",
     "lattice": "look for patterns of the network's own grid, and shift its input",
     "location": "say how far from its place each method draws a single emitter",

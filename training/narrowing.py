@@ -4,7 +4,8 @@ The converter gives every tensor the range of all that it ever saw. What goes in
 the tanh of a gate, flat beyond `GATE_RANGE`, and the products of fluctuations do not need it: they
 are large on a rare bright spot, and cost all other pixels their resolution. State and head were
 trained within fixed ranges (`training.network`), and get these. Where two such are added up, all
-three have the same steps, and nothing is rounded twice. The scales are rewritten in the file: int8
+three have the same steps, and nothing is rounded twice, but where a part of the head goes over into
+the next. The scales are rewritten in the file: int8
 saturates by itself at the new range, so that no operator is added.
 """
 
@@ -22,7 +23,7 @@ from training.network import (
     CELL_RANGE,
     GATE_RANGE,
     HIDDEN_RANGE,
-    PARTS,
+    PART_RANGE,
     SCALE_RANGE,
     NetworkSettings,
 )
@@ -148,14 +149,15 @@ def _set_head(graph: Graph, kinds: _Kinds, network: NetworkSettings) -> None:
     for op in kinds.of(graph, "CONV_2D"):
         if op.builtinOptions.fusedActivationFunction == _RELU6:
             _set_range(graph, op.outputs[0], *ACTIVATION_RANGE)
+    # Each builds on the one before, so that the graph has them in their order.
     layers = [(op, end) for op in kinds.of(graph, "MUL") if (end := _activation(graph, kinds, op))]
     for (scaled, end), limits in zip(layers, network.head_limits(), strict=True):
-        for part in _summands(graph, kinds, scaled.inputs[0]):
-            _set_range(graph, part, *PARTS.summand)
+        for part in _summands(graph, kinds, scaled.inputs[0]):  # of the first layer alone
+            _set_range(graph, part, *PART_RANGE)
         for tensor in (scaled.inputs[0], scaled.outputs[0]):
             _set_range(graph, tensor, *limits.summand)
         _set_range(graph, scaled.inputs[1], *SCALE_RANGE)
-        _set_range(graph, end.outputs[0], *limits.activation)
+        _set_range(graph, end.outputs[0], *limits.activation)  # the product, in the first layer
 
 
 def _activation(graph: Graph, kinds: _Kinds, scaled: Operator) -> Operator | None:

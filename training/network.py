@@ -100,8 +100,9 @@ class NetworkSettings(BaseModel):
     def head_limits(self) -> list[HeadLimits]:
         """Limits of the head's layers, in the order in which they are computed."""
         close = min(NEAR, self.head_layers)
-        further = [CONTEXT] * len(self.context_px)
-        return [FIRST, *[CLOSE] * close, *further, *[LAST] * (self.head_layers - close)]
+        context = [CONTEXT_LIMITS] * len(self.context_px)
+        last = [LAST_LIMITS] * (self.head_layers - close)
+        return [FIRST_LIMITS, *[CLOSE_LIMITS] * close, *context, *last]
 
 
 FOLD = 2  # pixels along each axis that are folded into channels
@@ -114,7 +115,7 @@ CELL_RANGE = (-1.0, 1.0)  # and of what is added to it, in the same steps
 HIDDEN_RANGE = (-0.77, 0.77)  # tanh(1) is 0.76
 GATE_RANGE = (-6.0, 6.0)  # sigmoid(6) is 1 - 0.0025, less than an int8 step of it
 LIMIT = 6.0  # where relu6 ends
-ACTIVATION_RANGE = (0.0, LIMIT)  # of the correction, and of the head where it reaches furthest
+ACTIVATION_RANGE = (0.0, LIMIT)  # of the correction's first part and the whole image's features
 LOWEST, USUAL = -2.5, 1.0  # of the correction, normalized; the mean ends at 2.5
 SCALE_RANGE = (-32 / 128, 223 / 128)  # of what a layer of the head is scaled by; 1 is exact
 
@@ -122,8 +123,8 @@ SCALE_RANGE = (-32 / 128, 223 / 128)  # of what a layer of the head is scaled by
 class HeadLimits(NamedTuple):
     """Of a layer of the head: the range of its activations, and of what is added up to them.
 
-    Both have the same steps, so that nothing is rounded twice: what is even and small over many
-    pixels would be lost in a step that is larger, or moved by it.
+    Both have the same steps, so that nothing is rounded twice within a part of the head: what is
+    even and small over many pixels would be lost in a step that is larger, or moved by it.
     """
 
     activation: tuple[float, float]
@@ -131,17 +132,19 @@ class HeadLimits(NamedTuple):
 
     @classmethod
     def up_to(cls, highest: float, below: int = 106) -> HeadLimits:
-        """Have activations end there; so many of the steps of what is added are below 0."""
+        """Let activations end there; `below` of the 255 steps of what is added are below 0."""
         step = highest / INT8_STEPS
         return cls((0.0, highest), (-below * step, (INT8_STEPS - below) * step))
 
 
-# What simulated stacks need, in each part of the head: a range that is not used costs steps. Where
-# the last layers can take away less than 2.5, single lines are drawn as two (docs/experiments.md).
-PARTS, FIRST, CLOSE, CONTEXT = (HeadLimits.up_to(x) for x in (3.0, 4.0, LIMIT, 5.0))
-LAST = HeadLimits.up_to(5.0, below=128)
-"""The two parts whose sum is the first layer, that layer, the close ones, those that look further
-around, and the last."""
+# What simulated stacks reach in each part of the head, or about that, at the released weights'
+# scale. A range that is not used costs steps; what these cut off, nothing (docs/experiments.md).
+FIRST_LIMITS = HeadLimits.up_to(4.0)  # -1.7 to 2.3 is added
+PART_RANGE = HeadLimits.up_to(3.0).summand  # -1.2 to 1.8, of the two whose sum the first layer is
+CLOSE_LIMITS = HeadLimits.up_to(LIMIT)  # -2.5 to 3.5
+CONTEXT_LIMITS = HeadLimits.up_to(5.0)  # -2.1 to 2.9
+# -2.5 to 2.5: where less can be taken away, single lines are drawn as two
+LAST_LIMITS = HeadLimits.up_to(5.0, below=128)
 NEAR = 2  # of the head's convolutions are made before it looks further around
 MIRRORS = 4  # as it is, mirrored along x, along y, and along both
 
@@ -541,12 +544,14 @@ class Step(keras.Model):
         interpolated as it is; the head is shown it as `seen`, where that is given.
         """
         change = self.psf(psf_sigma_px)  # (B, knots)
+        limits = self.settings.head_limits()[1 + len(self.head[:NEAR]) :]
+        context, last = limits[: len(self.context)], limits[len(self.context) :]
         x = self._near(mean if seen is None else seen, h, change, rounded)
         if self.whole_image is not None:
             change = ops.concatenate([change, self.whole_image(x)], axis=-1)
-        x = self._deepened(x, self.context, self.context_modulations, change, CONTEXT, rounded)
+        x = self._deepened(x, self.context, self.context_modulations, change, context, rounded)
         modulations = self.modulations[1 + NEAR :]
-        x = self._deepened(x, self.head[NEAR:], modulations, change, LAST, rounded)
+        x = self._deepened(x, self.head[NEAR:], modulations, change, last, rounded)
         taps = self.upsampling.mirrored_kernel(0, 1)
         phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
         image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
@@ -565,13 +570,15 @@ class Step(keras.Model):
     def _near(self, mean: Any, h: Any, change: Any, rounded: Rounding) -> Any:
         """Make the head's first layers, (B, H/2, W/2, 4 head_filters)."""
         folded = ops.space_to_depth(mean, FOLD)  # (B, H/2, W/2, 4)
-        first, *further = self.modulations
-        of_mean = rounded(self.head_mean(folded), PARTS.summand)
-        of_frames = rounded(self.head_hidden(h), PARTS.summand)
-        x = rounded(ops.add(of_mean, of_frames), FIRST.summand)
+        close = self.head[:NEAR]
+        first, *further = self.modulations[: 1 + len(close)]
+        limits, *of_close = self.settings.head_limits()[: 1 + len(close)]
+        of_mean = rounded(self.head_mean(folded), PART_RANGE)
+        of_frames = rounded(self.head_hidden(h), PART_RANGE)
+        x = rounded(ops.add(of_mean, of_frames), limits.summand)
         x = ops.relu6(first(x, change, rounded=rounded))
-        x = rounded(x, FIRST.activation)
-        return self._deepened(x, self.head[:NEAR], further[:NEAR], change, CLOSE, rounded)
+        x = rounded(x, limits.activation)
+        return self._deepened(x, close, further, change, of_close, rounded)
 
     @staticmethod
     def _deepened(
@@ -579,14 +586,16 @@ class Step(keras.Model):
         convolutions: list[FoldedConv2D],
         modulations: list[PsfModulation],
         change: Any,
-        limits: HeadLimits,
+        limits: list[HeadLimits],
         rounded: Rounding,
     ) -> Any:
         """Let each of these layers of the head add to what it is given."""
-        for layer, modulation in zip(convolutions, modulations, strict=True):
-            more = modulation(rounded(layer(x), limits.summand), change, rounded=rounded)
-            more = rounded(more, limits.summand)
-            x = rounded(ops.relu6(ops.add(x, more)), limits.activation)
+        for layer, modulation, (activation, summand) in zip(
+            convolutions, modulations, limits, strict=True
+        ):
+            more = modulation(rounded(layer(x), summand), change, rounded=rounded)
+            more = rounded(more, summand)
+            x = rounded(ops.relu6(ops.add(x, more)), activation)
         return x
 
     def correct(self, x: Any, rounded: Rounding) -> Any:
@@ -632,7 +641,7 @@ class Step(keras.Model):
     def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
         """Run one step; where `limited`, within limits that its training had.
 
-        They are those of the frame, of the mean and of what the head adds up; those of the cell's
+        They are those of the frame, of the mean and of all that the head makes; those of the cell's
         sums are the training's and int8's alone. The int8 file has them as ranges of its tensors.
         """
         bounded = within if limited else exact

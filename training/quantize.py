@@ -321,9 +321,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=["best", "final"], default="best")
     parser.add_argument("--stacks", type=int, default=32, help="stacks to calibrate on")
     parser.add_argument(
-        "--head-gain", type=float, default=1.5, metavar="G",
+        "--head-gain", type=float, default=1.0, metavar="G",
         help="multiply the head's activations: below 1 bright points reach further before they "
-        "saturate, above 1 dim ones have finer steps (default: 1.5)",
+        "saturate, above 1 dim ones have finer steps (default: 1)",
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """What 30 frames of sparse blinking give, to our network and to one without its limits.
 
 Each against a twin that was trained as long on the same stacks, of which it saw the mean alone; the
-one without limits, which is not kept, where its runs are named. Stacks are drawn from the forward
-model that it was trained on (`training/settings/limit.toml`), few emitters and many, seldom on and
-less seldom, with seeds that are others than those of training, validation and the frozen set.
+one without limits only where its runs are named, as they are not kept. Stacks are drawn from the
+forward model that it was trained on (`training/settings/limit.toml`), few emitters and many, seldom
+on and less seldom, with seeds that are others than those of training, validation and the frozen
+set.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
 from training.metrics import psnr_db
 from training.reports import save_json, table
 from training.revision import git_revision
+from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +112,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=Path, metavar="RUN",
         help="folder of `python -m training train --settings limit`",
     )  # fmt: skip
-    parser.add_argument("--limit-twin", type=Path, metavar="RUN", help="the same of its twin")
+    parser.add_argument(
+        "--limit-twin", type=Path, metavar="RUN", help="the same, --settings limit_twin"
+    )
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="our float32 .tflite file (default: the newest)"
     )
     evaluate.add_twin_argument(parser)
     parser.add_argument("--stacks", type=int, default=STACKS, metavar="N", help="per cell, from 2")
     parser.add_argument("--out", type=Path, default=Path("out/evaluation"), help="folder to write")
+
+
+def _checked_limit(run: Path, twin: Path) -> TrainingSettings:
+    """Return the run's settings, after a look whether the two are a run and its twin."""
+    settings, of_twin = (settings_file.of_run(each) for each in (run, twin))
+    if settings.dataset.copies or not of_twin.dataset.copies:
+        raise UserError(
+            "The twin is the run on copies of the mean: name it with --limit-twin, and the run on "
+            "frames with --limit."
+        )
+    return settings
 
 
 def main(args: argparse.Namespace) -> int:
@@ -129,22 +144,18 @@ def main(args: argparse.Namespace) -> int:
     if (args.limit is None) != (args.limit_twin is None):
         raise UserError("Name both of --limit and --limit-twin, or none: they are compared.")
     if args.limit is None and args.twin is None:
-        raise UserError("A gain is one over a twin: name ours with --twin.")
+        raise UserError(
+            "A gain is one over a twin: name ours with --twin, or both runs of the limit."
+        )
     models = [args.model] if args.model else evaluate.default_models()
     ours = load_step(gains.chosen_model(models))
     methods = {baselines.REFERENCE: baselines.methods()[baselines.REFERENCE]}
     settings, runs = settings_file.load("limit"), {}
     if args.limit is not None:
-        methods[LIMIT_TWIN] = load_method(args.limit_twin, "limit")
-        methods[LIMIT] = load_method(args.limit, "limit")
-        settings, of_twin = (settings_file.of_run(run) for run in (args.limit, args.limit_twin))
-        if settings.dataset.copies or not of_twin.dataset.copies:
-            raise UserError(
-                "The twin is the run on copies of the mean: name it with --limit-twin, and the run "
-                "on frames with --limit."
-            )
-        for run in (args.limit, args.limit_twin):
+        for name, run in ((LIMIT_TWIN, args.limit_twin), (LIMIT, args.limit)):
+            methods[name] = load_method(run, "limit")
             runs[run.name] = json.loads(Run(run).about.read_text())
+        settings = _checked_limit(args.limit, args.limit_twin)
     if args.twin is not None:
         methods[TWIN] = partial(evaluate.twin_image, load_step(args.twin))
     methods[OURS] = trials.model_method(ours)

@@ -11,14 +11,7 @@ import numpy as np
 import pytest
 
 from device.errors import UserError
-from device.model import (
-    MODELS_DIR,
-    Manifest,
-    Step,
-    load_step,
-    newest_model,
-    path_of_manifest,
-)
+from device.model import MODELS_DIR, Manifest, Step, load_step, newest_model
 from device.reconstructor import constant_inputs
 from training import accuracy, drift, frozen, inspection, scenes
 from training.__main__ import main
@@ -26,7 +19,7 @@ from training.evaluate import Score
 from training.inspection import CountingStep, Ends, Saturation
 from training.narrowing import narrowed
 from training.optics import image_formation
-from training.train import load_network
+from training.settings import TrainingSettings
 
 MEMORY = 0.97
 
@@ -389,7 +382,8 @@ def test_without_narrowing_is_the_released_network_with_its_ranges_as_they_were(
     accuracy.without_narrowing(wide_release, folder)
     name = newest_model(released).name
     wide = (folder / name).read_bytes()
-    network = load_network(path_of_manifest(newest_model(released))).settings.network
+    (settings,) = released.glob("*.settings.json")
+    network = TrainingSettings.model_validate_json(settings.read_text()).network
     assert scales(wide) != scales(narrowed(wide, network))
     assert max(scales(wide)) > 2 * max(scales((released / name).read_bytes()))
     steps = [load_step(each / name) for each in (folder, released)]

@@ -11,15 +11,16 @@ import pytest
 
 from training import network as training_network
 from training.network import (
+    ACTIVATION_RANGE,
     CELL_RANGE,
-    CLOSE,
-    CONTEXT,
-    FIRST,
+    CLOSE_LIMITS,
+    CONTEXT_LIMITS,
+    FIRST_LIMITS,
     FRAME_RANGE,
     GATE_RANGE,
-    LAST,
+    LAST_LIMITS,
     MEAN_RANGE,
-    PARTS,
+    PART_RANGE,
     SCALE_RANGE,
     FoldedConv2D,
     HeadLimits,
@@ -280,15 +281,15 @@ def test_an_unknown_psf_changes_nothing_even_rounded(step: Step) -> None:
     """Mutations: hats that are not 0 at an unknown width, a scale whose steps do not hold 1, a
     product in other steps than what it is made of."""
     x = np.random.default_rng(13).normal(0, 1, (1, 4, 5, 4 * step.settings.head_filters))
-    x = as_int8(x.astype(np.float32), CLOSE.summand)
+    x = as_int8(x.astype(np.float32), CLOSE_LIMITS.summand)
     known, unknown = (hats(step, [sigma]) for sigma in (1.4, 0.0))
     for modulation in step.modulations:
         same = modulation(x, unknown, rounded=as_int8)
-        np.testing.assert_allclose(as_int8(same, CLOSE.summand), x, atol=1e-6)
+        np.testing.assert_allclose(as_int8(same, CLOSE_LIMITS.summand), x, atol=1e-6)
         assert np.abs(modulation(x, known) - x).max() > 0.01
 
 
-@pytest.mark.parametrize("limits", [PARTS, FIRST, CLOSE, CONTEXT, LAST])
+@pytest.mark.parametrize("limits", [FIRST_LIMITS, CLOSE_LIMITS, CONTEXT_LIMITS, LAST_LIMITS])
 def test_activations_and_what_is_added_to_them_have_the_same_steps(limits: HeadLimits) -> None:
     """Mutation: a range whose step is another one, in which a sum would be rounded once more."""
     assert limits.activation[0] == 0
@@ -299,16 +300,43 @@ def test_activations_and_what_is_added_to_them_have_the_same_steps(limits: HeadL
 
 def test_the_scale_that_changes_nothing_is_one_of_its_steps() -> None:
     """Mutation: limits between whose steps 1 or 0 is not."""
-    exact = np.array([0.0, 1.0])
-    np.testing.assert_array_equal(as_int8(exact, SCALE_RANGE), exact)
+    step = (SCALE_RANGE[1] - SCALE_RANGE[0]) / 255
+    assert SCALE_RANGE[0] / step == pytest.approx(round(SCALE_RANGE[0] / step))
+    assert as_int8(np.ones(1), SCALE_RANGE) == 1
 
 
 def test_the_heads_limits_are_in_the_order_of_its_layers() -> None:
     """Mutations: the close layers counted wrongly; those around left out."""
-    settings = NetworkSettings(head_layers=6, context_px=(4, 8, 16))
-    expected = [FIRST, CLOSE, CLOSE, CONTEXT, CONTEXT, CONTEXT, LAST, LAST, LAST, LAST]
+    of_head = {"head_layers": 6, "context_px": (4, 8, 16), "estimates": 2}
+    settings = NetworkSettings(head_filters=4, **of_head)
+    expected = [
+        FIRST_LIMITS,
+        CLOSE_LIMITS,
+        CLOSE_LIMITS,
+        CONTEXT_LIMITS,
+        CONTEXT_LIMITS,
+        CONTEXT_LIMITS,
+        LAST_LIMITS,
+        LAST_LIMITS,
+        LAST_LIMITS,
+        LAST_LIMITS,
+    ]
     assert settings.head_limits() == expected
-    assert NetworkSettings(head_layers=1).head_limits() == [FIRST, CLOSE]
+    assert NetworkSettings(head_layers=1).head_limits() == [FIRST_LIMITS, CLOSE_LIMITS]
+    given = []
+
+    def noted(x, limits):
+        given.append(limits)
+        return x
+
+    step = build_step(settings, 16, 16)
+    mean, h = np.zeros((1, 16, 16, 1), np.float32), zero_state(step, 1, 16, 16)["h"]
+    step.read(mean, h, np.zeros((1, 1), np.float32), noted)
+    first, *added = expected
+    assert given[:5] == [PART_RANGE, PART_RANGE, first.summand, SCALE_RANGE, first.activation]
+    of_layers = [[e.summand, SCALE_RANGE, e.summand, e.activation] for e in added]
+    assert given[5:-1] == [limits for layer in of_layers for limits in layer]
+    assert given[-1] == ACTIVATION_RANGE
 
 
 def test_several_inputs_are_convolved_as_if_they_were_joined() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from training import quantize
-from training.network import FOLD, FoldedConv2D, NetworkSettings, Step, build_step
+from training.network import FIRST_LIMITS, FOLD, FoldedConv2D, NetworkSettings, Step, build_step
 from training.rounding import STEPS, Inputs, round_weights, rounded
 
 from .test_network import randomized
@@ -159,3 +159,22 @@ def test_the_converter_finds_the_grid_again() -> None:
     (name,) = (name for name in found if "head_0" in name)
     kernel = np.asarray(step.head[0].folded_kernel(0, 4)).transpose(3, 0, 1, 2)
     np.testing.assert_allclose(found[name], kernel, atol=1e-6)
+
+
+def test_the_weights_are_rounded_by_what_int8_lays_under_them(monkeypatch) -> None:
+    """Mutation: activations beyond the head's limits, which end there in int8."""
+    step = randomized(build_step(TINY.model_copy(update={"head_layers": 0}), SIZE, SIZE), 3)
+    step.head_mean.kernel.assign(100 * step.head_mean.kernel)
+    seen, add = [], Inputs.add
+
+    def noted(inputs, x):
+        seen.append(max(np.max(each) for each in (x if isinstance(x, list) else [x])))
+        add(inputs, x)
+
+    monkeypatch.setattr(Inputs, "add", noted)
+    state = np.zeros((1, *TINY.state_shape(SIZE, SIZE)), np.float32)
+    image = np.random.default_rng(4).random((1, SIZE, SIZE, 1), np.float32)
+    psf = np.zeros((1, 1), np.float32)
+    sample = {"frame": image, "mean": image, "psf_sigma_px": psf, "h": state, "c": state}
+    round_weights(step, [sample])
+    assert max(seen) == pytest.approx(FIRST_LIMITS.activation[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -81,5 +82,6 @@ def test_ours_is_compared_with_its_twin_alone(quantized_run, tmp_path, monkeypat
     step = str(models / "learn2sofi-0.1-float32.tflite")
     words = ["--model", step, "--twin", step, "--stacks", "2", "--out", str(tmp_path)]
     assert main(["sparse", *words]) == 0
+    assert json.loads((tmp_path / "sparse.json").read_text())["runs"] == {}
     head = (tmp_path / "sparse.md").read_text().splitlines()[0]
     assert head.endswith("| mean (bicubic) | ours, twin | ours | ours: gain |")
