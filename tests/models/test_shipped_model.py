@@ -113,14 +113,15 @@ def test_it_beats_the_mean(documents, steps, mode):
 
 
 def test_int8_is_near_float32(documents):
-    """Mean over all stacks within 0.055 dB, in either direction, and 0.35 dB on the worst.
+    """Mean over all stacks within 0.05 dB, in either direction, and 0.25 dB on the worst.
 
-    0.05 dB on average and 0.2 on the worst were asked for. A window loses less; a stream of 120
-    frames loses 0.051 and 0.25, a window that is told the PSF's width 0.34 on the worst (the card).
+    0.05 and 0.2 dB were asked for. A window and a stream of 30 frames lose that or less; a stream
+    of 120 frames loses 0.24 on the worst, a window that is told the PSF's width 0.20 (the card).
     """
     losses = model_card.int8_losses(documents[1])
     assert set(losses) == {"window", "stream 30", "stream 120", "window, PSF told"}
-    assert all(abs(mean) <= 0.055 and worst > -0.35 for mean, worst in losses.values())
+    assert all(abs(mean) <= 0.05 and worst > -0.25 for mean, worst in losses.values())
+    assert all(losses[mode][1] > -0.2 for mode in ("window", "stream 30"))
 
 
 def emitter_stack(y, x, rng):
@@ -159,7 +160,7 @@ def found(folder, mode, y, x):
 def test_emitters_are_where_the_contract_says(tmp_path, mode):
     """Output pixel j lies at input (j + 0.5) / 2 - 0.5: hardly anything is 0.1 output px beside it.
 
-    Since 0.8.0 not nothing: behind this PSF a coordinate in ten may be, by 0.18 px at most, that in
+    Since 0.8.0 not nothing: behind this PSF a coordinate in ten may be, by 0.16 px at most, that in
     a stream. The card has how far they are behind others. The mean of ten is within 0.04 px.
 
     Mutations: rows and columns swapped, a crop off by one, `[::2]` instead of area binning (half
@@ -169,7 +170,7 @@ def test_emitters_are_where_the_contract_says(tmp_path, mode):
     expected = 2 * (places + 0.5) - 0.5
     errors = np.array([found(tmp_path, mode, *place) for place in places]) - expected
     assert np.quantile(np.abs(errors), 0.9) < 0.1
-    np.testing.assert_allclose(errors, 0, atol=0.15 if mode == "window" else 0.18)
+    np.testing.assert_allclose(errors, 0, atol=0.15 if mode == "window" else 0.165)
     np.testing.assert_allclose(errors.mean(axis=0), 0, atol=0.04)
 
 
@@ -267,11 +268,11 @@ def test_a_dim_body_is_whole(steps, level):
     """What fluctuates is no haze, however smooth and however dim beside what is bright.
 
     0.8.0, which saw no further than 16 px around, drew a ring where the body was a fifth as bright.
-    0.13.0's int8 adds up to 5 % of the brightest to what is even, float32 up to 4.
+    0.14.0 adds up to 4 % of the brightest to what is even, int8 and float32 alike.
     """
     frames, truth = body_beside_a_peak(level, scenes.KINDS["rings, speckle"][1])
     image = reconstruct_window(steps["int8"], frames).image
     middle = np.s_[105:135, 105:135]
     expected = float(truth[middle].mean())
-    assert image[middle].mean() == pytest.approx(expected, rel=0.2, abs=0.04 * expected / level)
+    assert image[middle].mean() == pytest.approx(expected, rel=0.1, abs=0.02 * expected / level)
     assert metrics.psnr_db(image, truth) > metrics.psnr_db(baselines.mean(frames), truth) - 1.5
