@@ -162,7 +162,7 @@ def test_the_converter_finds_the_grid_again() -> None:
 
 
 def test_the_weights_are_rounded_by_what_int8_lays_under_them(monkeypatch) -> None:
-    """Mutation: activations beyond the head's limits, which end there in int8."""
+    """Mutation: sums beyond the limits of the head, which end there in int8."""
     step = randomized(build_step(TINY.model_copy(update={"head_layers": 0}), SIZE, SIZE), 3)
     step.head_mean.kernel.assign(100 * step.head_mean.kernel)
     seen, add = [], Inputs.add
@@ -177,4 +177,4 @@ def test_the_weights_are_rounded_by_what_int8_lays_under_them(monkeypatch) -> No
     psf = np.zeros((1, 1), np.float32)
     sample = {"frame": image, "mean": image, "psf_sigma_px": psf, "h": state, "c": state}
     round_weights(step, [sample])
-    assert max(seen) == pytest.approx(FIRST_LIMITS.activation[1])
+    assert max(seen) == pytest.approx(FIRST_LIMITS.summand[1])

@@ -132,7 +132,7 @@ def test_the_command_leaves_a_run_and_says_what_it_gives(
         scores = [validation.score_db(windows.images(told)) for told in (False, True)]
         assert lines[place][1:] == [f"{scores[0]:.2f}", f"{scores[1]:.2f} |"]
     assert scores == pytest.approx([best["validation_db"], best["validation_told_db"]], abs=1e-4)
-    assert lines[0][1:] != lines[2][1:]
+    assert lines[0][1:] != lines[5][1:]
     new = after.step.whole_image
     np.testing.assert_allclose(new.outer, 0.7 * np.asarray(old.outer), rtol=1e-5)
     bias = 0.7 * np.asarray(old.outer_bias) + 0.3 * usual
