@@ -11,9 +11,9 @@ The weights that are kept are an exponential average over some hundred last upda
 and Juditsky, SIAM J. Control Optim. 30, 838, 1992). Of the settings count the network, the forward
 model, the normalization, the seed, the size of the fields, the copies (for a twin), the loss, and
 the parts of changes and of widths told; batch, rate and streams are the constants here and in
-`readings`. The run's folder is like one of `train`, to be quantized and released. The weights
-of a release are scaled already; this command can scale them once more (``--head-gain``). An
-interrupted run does not go on: name another folder.
+`readings`. The run's folder is like one of `train`, to be quantized and released. The weights of a
+release are scaled already; this command can scale them once more (``--head-gain``). An interrupted
+run does not go on: name another folder.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ the tanh of a gate, flat beyond `GATE_RANGE`, and the products of fluctuations d
 are large on a rare bright spot, and cost all other pixels their resolution. State and head were
 trained within fixed ranges (`training.network`), and get these. Where two such are added up, all
 three have the same steps, and nothing is rounded twice, but where a part of the head goes over into
-the next. The scales are rewritten in the file: int8
-saturates by itself at the new range, so that no operator is added.
+the next. The scales are rewritten in the file: int8 saturates by itself at the new range, so that
+no operator is added.
 """
 
 from __future__ import annotations
