@@ -42,7 +42,7 @@ from training.network import (
     as_int8,
     straight_through,
 )
-from training.readings import ALSO, Player, Reading
+from training.readings import ALSO_PART, Player, Reading
 from training.settings import TrainingSettings
 from training.train import (
     Report,
@@ -211,7 +211,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--also", metavar="SETTINGS",
-        help=f"draw {100 * ALSO:.0f} %% of the stacks by the forward model of these settings",
+        help="draw a part of the stacks by the forward model of these settings",
+    )  # fmt: skip
+    parser.add_argument(
+        "--also-part", type=float, default=ALSO_PART, metavar="PART",
+        help=f"which part, from 0 to 1 (default: {ALSO_PART:g})",
     )  # fmt: skip
     parser.add_argument("--run", type=Path, required=True, help="folder to write")
     parser.add_argument("--stacks", type=int, default=6000, help="to simulate (default: 6000)")
@@ -229,6 +233,8 @@ def main(arguments: argparse.Namespace) -> int:
     for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS), ("first", 0)):
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; it must be {least} or more.")
+    if not 0 <= arguments.also_part <= 1:
+        raise UserError(f"--also-part is {arguments.also_part:g}; give a number from 0 to 1.")
     run = Run(arguments.run)
     run.refuse_if_begun()
     keep_memory()
@@ -244,6 +250,7 @@ def main(arguments: argparse.Namespace) -> int:
     player = Player(
         *(file, HIDDEN_STEP, models, data.size_px, data.change_fraction, data.normalization),
         copies=data.copies,
+        also_part=arguments.also_part,
     )
     numbers = range(arguments.first, arguments.first + arguments.stacks)
     seeds = [(settings.seed, HEAD, number) for number in numbers]

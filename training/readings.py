@@ -16,7 +16,7 @@ STREAMS = 0.3  # part of the stacks that are played as a stream
 STREAM_CHUNKS = (4, 6)  # its length in chunks, both ends included
 CHUNK = 15
 HALF_WAY = 0.15  # part of the windows that are read in their middle, too
-ALSO = 0.15  # part of the stacks that are drawn by other settings, where such are named
+ALSO_PART = 0.15  # of the stacks are drawn by other settings, where such are named
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Player:
     state_step : float
         What its state is counted in: one of int8's steps.
     models : sequence of ForwardModelSettings
-        What is drawn; where there are two, the second in `ALSO` of the stacks.
+        What is drawn; where there are two, the second in `also_part` of the stacks.
     size_px : int
         Height and width of the frames.
     change_fraction : float
@@ -50,6 +50,8 @@ class Player:
         Numbers of the one normalization.
     copies : int
         Play windows alone, as so many copies of their mean; 0 plays the frames.
+    also_part : float
+        See `models`.
     """
 
     file: Path
@@ -59,6 +61,7 @@ class Player:
     change_fraction: float
     normalization: NormalizationSettings
     copies: int = 0
+    also_part: float = ALSO_PART
 
     def stack(self, seed: tuple[int, ...]) -> list[Reading]:
         """Simulate the stack of a seed, a window or a stream, and read it at some frames.
@@ -67,7 +70,7 @@ class Player:
         mirror images of each other, so that mirrored ones would tell nothing new.
         """
         rng = np.random.default_rng((*seed, 1))
-        model = self.models[-1] if rng.random() < ALSO else self.models[0]
+        model = self.models[-1] if rng.random() < self.also_part else self.models[0]
         stream = not self.copies and bool(rng.random() < STREAMS)
         changes = stream and bool(rng.random() < self.change_fraction)
         length = self.copies or WINDOW

@@ -151,6 +151,11 @@ def test_other_settings_have_their_share(player, monkeypatch) -> None:
                 each.stack((1, 6, number))
     assert drawn[::2] == [player.models[0]] * 200
     assert 15 <= drawn[1::2].count(other) <= 50
+    drawn.clear()
+    for number in range(20):
+        with pytest.raises(InterruptedError):
+            replace(both, also_part=1.0).stack((1, 6, number))
+    assert drawn == [other] * 20
 
 
 def readings_of(numbers: range) -> list[Reading]:
@@ -194,9 +199,10 @@ def test_the_command_plays_what_it_is_told_to(
     fed = tiny_settings.read_text().replace("[dataset]", copies)
     twin.write_text(fed + "\n[forward_model]\nphotons = [20.0, 30.0]\n")
     words = ["head", "--initial", str(manifest), "--settings", str(twin)]
-    words += ["--run", str(tmp_path / "run"), "--also", "original_drawn"]
+    words += ["--run", str(tmp_path / "run"), "--also", "original_drawn", "--also-part", "0.3"]
     with pytest.raises(InterruptedError):
         main(words)
+    assert played[0].also_part == 0.3
     (player,) = played
     assert player.copies == 5
     assert [model.photons for model in player.models] == [(20.0, 30.0), (100.0, 100.0)]
@@ -289,6 +295,7 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
         (["--initial", str(tmp_path / "none.json")], "is not the manifest of a release"),
         (["--settings", "base"], "has another network than the settings"),
         (["--also", "nothing"], "No settings at nothing"),
+        (["--also-part", "1.5"], "--also-part is 1.5; give a number from 0 to 1"),
     ):
         assert main([*words, *sized, *elsewhere, *wrong]) == 2
         assert said in capsys.readouterr().err
