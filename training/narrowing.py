@@ -163,8 +163,8 @@ def _set_head(graph: Graph, kinds: _Kinds, network: NetworkSettings) -> None:
 def _activation(graph: Graph, kinds: _Kinds, scaled: Operator) -> Operator | None:
     """Find what makes the activation of which a product is, or to which it is added; else None."""
     sums = [op for op in kinds.of(graph, "ADD") if scaled.outputs[0] in op.inputs]
-    ends = [op for op in (scaled, *sums) if op.builtinOptions.fusedActivationFunction == _RELU6]
-    return ends[0] if ends else None
+    ends = (op for op in (scaled, *sums) if op.builtinOptions.fusedActivationFunction == _RELU6)
+    return next(ends, None)
 
 
 def _set_beyond(graph: Graph, kinds: _Kinds) -> None:

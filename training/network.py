@@ -639,7 +639,7 @@ class Step(keras.Model):
         self.correction.kernel.assign(self.correction.kernel / gain)
 
     def call(self, inputs: Tensors, limited: bool = True) -> Tensors:
-        """Run one step; where `limited`, within limits that its training had.
+        """Run one step; where `limited`, within limits that training shows it.
 
         They are those of the frame, of the mean and of all that the head makes; those of the cell's
         sums are the training's and int8's alone. The int8 file has them as ranges of its tensors.

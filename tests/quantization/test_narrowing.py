@@ -6,8 +6,9 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 
-from training.narrowing import PRODUCT_RANGE, narrowed, operator_names
+from training.narrowing import BEYOND_RANGE, PRODUCT_RANGE, narrowed, operator_names
 from training.network import (
+    ACTIVATION_RANGE,
     CELL_RANGE,
     CLOSE_LIMITS,
     CONTEXT_LIMITS,
@@ -52,11 +53,16 @@ def wide(step, frames):
     return convert(step, trajectory(step, frames, means))
 
 
+def width_and_low(low, high):
+    """The width is exact; the ends may be half a step beside, as 0 is one of the steps."""
+    return round(float(high - low), 3), round(float(low), 1) + 0.0
+
+
 def ranges(model):
-    """Index of every int8 tensor to the lowest and the highest value that it holds."""
+    """Index of every int8 tensor to the width of its range, and where it begins."""
     graph = schema.ModelT.InitFromPackedBuf(model, 0).subgraphs[0]
     return {
-        index: tuple(round(float(end), 1) + 0.0 for end in limits(tensor))
+        index: width_and_low(*limits(tensor))
         for index, tensor in enumerate(graph.tensors)
         if tensor.type == schema.TensorType.INT8 and len(tensor.quantization.scale) == 1
     }
@@ -83,7 +89,7 @@ def test_ranges_are_those_of_the_gates_and_of_the_training(wide):
     head = (PART_RANGE, *FIRST_LIMITS, SCALE_RANGE)
     products = (-PRODUCT_RANGE, PRODUCT_RANGE)
     expected = (GATE_RANGE, products, *state, *head)
-    assert changed == {(round(low, 1) + 0.0, round(high, 1)) for low, high in expected}
+    assert changed == {width_and_low(*each) for each in expected}
     assert operators(narrowed(wide, SETTINGS)) == operators(wide)
 
 
@@ -117,7 +123,7 @@ def test_the_head_has_fixed_ranges_layer_by_layer(frames):
     """Mutations: what a layer is scaled by, or what is scaled and made, left with what calibration
     saw of it, which here is far less; one kind of product alone, of that which the activation
     follows and that which is added to another; the limits of another part of the head; one that
-    ends where a summand does.
+    ends where a summand does; either part of the correction with what calibration saw of it.
 
     The ends may be half a step, 0.012, beside: 0 is one of the steps.
     """
@@ -128,6 +134,7 @@ def test_the_head_has_fixed_ranges_layer_by_layer(frames):
         modulation.kernel.assign(rng.uniform(-0.1, 0.1, modulation.kernel.shape))
     for layer in step.context:
         layer.kernel.assign(rng.normal(0, 0.1, layer.kernel.shape))
+    step.correction.kernel.assign(rng.normal(0, 0.1, step.correction.kernel.shape))
     means = np.broadcast_to(frames.mean(0), frames.shape)
     wide = convert(step, trajectory(step, frames[:2], means[:2], 1.4))
     parsed = schema.ModelT.InitFromPackedBuf(narrowed(wide, settings), 0)
@@ -147,6 +154,12 @@ def test_the_head_has_fixed_ranges_layer_by_layer(frames):
     sums = [op for op in graph.operators if names[op.opcodeIndex] == "ADD"]
     after = [limits(graph.tensors[op.outputs[0]]) for op in sums if outputs & {*op.inputs}]
     np.testing.assert_allclose(after, [each.activation for each in layers], atol=0.012)
+    correction = [
+        limits(graph.tensors[op.outputs[0]])
+        for op in graph.operators
+        if names[op.opcodeIndex] == "CONV_2D" and op.builtinOptions.fusedActivationFunction
+    ]
+    np.testing.assert_allclose(correction, [ACTIVATION_RANGE, BEYOND_RANGE], atol=1e-5)
 
 
 def test_an_untrained_network_gives_the_mean_as_the_float_one_does(step, wide):
