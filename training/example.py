@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from device.normalize import NormalizationSettings, Scaling, measure
 from device.psf_width import features
 from device.reconstructor import Reconstruction, error_inputs, reconstruct_window
 from training.forward_model import WINDOW, ForwardModelSettings, Stack, simulate
+from training.mixture import chosen
 from training.optics import UPSAMPLING
 
 MOVES_PX = 8  # how far a specimen is moved along each axis at most
@@ -207,18 +209,22 @@ def _cut(images: np.ndarray, corner: np.ndarray, size: int) -> np.ndarray:
 
 
 def psf_example(
-    model: ForwardModelSettings,
+    models: Sequence[ForwardModelSettings],
+    also_part: float,
     normalization: NormalizationSettings,
     size_px: int,
     seed: tuple[int, ...],
 ) -> tuple[np.ndarray, float] | None:
     """Simulate a window and measure what tells of its PSF (`device.psf_width.features`).
 
+    Where there are two models, the second draws it in `also_part` of the cases.
+
     Returns
     -------
     tuple of ndarray and float, or None
         The features, (n,), and the PSF's width in px; None where nothing fluctuates.
     """
+    model = chosen(models, also_part, np.random.default_rng((*seed, 1)))
     stack = simulate(model, WINDOW, (size_px, size_px), np.random.default_rng(seed))
     found = features(normalized(stack.frames, False, normalization)[0])
     return None if found is None else (found, stack.psf_sigma_px)

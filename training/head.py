@@ -30,8 +30,8 @@ import numpy as np
 from keras import ops
 
 from device.errors import UserError
+from training import mixture, simulators
 from training import settings as settings_file
-from training import simulators
 from training.dataset import Arrays
 from training.network import (
     HIDDEN_RANGE,
@@ -42,7 +42,7 @@ from training.network import (
     as_int8,
     straight_through,
 )
-from training.readings import ALSO_PART, Player, Reading
+from training.readings import Player, Reading
 from training.settings import TrainingSettings
 from training.train import (
     Report,
@@ -209,14 +209,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--head-gain", type=float, default=1.0, metavar="G",
         help="multiply the head's activations first, as that of quantize does (default: 1)",
     )  # fmt: skip
-    parser.add_argument(
-        "--also", metavar="SETTINGS",
-        help="draw a part of the stacks by the forward model of these settings",
-    )  # fmt: skip
-    parser.add_argument(
-        "--also-part", type=float, default=ALSO_PART, metavar="PART",
-        help=f"which part, from 0 to 1 (default: {ALSO_PART:g})",
-    )  # fmt: skip
+    mixture.add_arguments(parser)
     parser.add_argument("--run", type=Path, required=True, help="folder to write")
     parser.add_argument("--stacks", type=int, default=6000, help="to simulate (default: 6000)")
     parser.add_argument(
@@ -233,8 +226,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS), ("first", 0)):
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; it must be {least} or more.")
-    if not 0 <= arguments.also_part <= 1:
-        raise UserError(f"--also-part is {arguments.also_part:g}; give a number from 0 to 1.")
+    mixture.check(arguments)
     run = Run(arguments.run)
     run.refuse_if_begun()
     keep_memory()

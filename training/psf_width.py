@@ -13,9 +13,11 @@ import json
 import logging
 import shlex
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,13 +25,14 @@ from keras import layers, ops
 
 from device.errors import UserError
 from device.files import whole_or_nothing, write_text
+from device.normalize import NormalizationSettings
 from device.psf_width import LEAST_PX, LIMIT, LOG_ERROR_RANGE, PsfWidthEstimator
+from training import mixture, simulators
 from training import settings as settings_file
-from training import simulators
 from training.example import psf_example
+from training.forward_model import ForwardModelSettings
 from training.reports import table
 from training.revision import git_revision
-from training.settings import TrainingSettings
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +45,31 @@ ESTIMATOR, ABOUT = "psf_width.npz", "psf_width.json"
 GROUPS = 5  # of the held-out stacks, by the error that is expected
 
 
-def simulated(
-    settings: TrainingSettings, stacks: int, size_px: int, workers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Measure so many simulated windows: features (N, n) and widths in px (N,)."""
-    data = settings.dataset
-    one = partial(psf_example, settings.forward_model, data.normalization, size_px)
-    seeds = [(settings.seed, PSF_WIDTH, k) for k in range(stacks)]
+@dataclass(frozen=True)
+class Asked:
+    """What is simulated: so many stacks of a size, by `models` as in `mixture.chosen`."""
+
+    models: Sequence[ForwardModelSettings]
+    also_part: float
+    normalization: NormalizationSettings
+    seed: int
+    stacks: int
+    size_px: int
+
+    def content(self) -> dict[str, Any]:
+        """Say it in the file that is written beside the networks."""
+        said: dict[str, Any] = {"stacks": self.stacks, "size_px": self.size_px, "seed": self.seed}
+        first, *also = (model.model_dump(mode="json") for model in self.models)
+        if also:
+            said |= {"also_part": self.also_part, "also_forward_model": also[0]}
+        return said | {"forward_model": first, "normalization": asdict(self.normalization)}
+
+
+def simulated(asked: Asked, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Measure simulated windows: features (N, n) and widths in px (N,)."""
+    drawn = asked.models, asked.also_part
+    one = partial(psf_example, *drawn, asked.normalization, asked.size_px)
+    seeds = [(asked.seed, PSF_WIDTH, k) for k in range(asked.stacks)]
     made = simulators.collected(one, seeds, workers)
     return np.stack([each for each, _ in made]), np.array([sigma for _, sigma in made])
 
@@ -120,6 +141,7 @@ def report(groups: list[tuple[float, float]]) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``python -m training psf_width``."""
     parser.add_argument("--settings", default="base", help="whose forward model (default: base)")
+    mixture.add_arguments(parser)
     parser.add_argument("--run", type=Path, default=Path("runs/psf_width"), help="folder to write")
     parser.add_argument("--stacks", type=int, default=12000, help="to simulate (default: 12000)")
     parser.add_argument("--size-px", type=int, default=96, help="of their frames (default: 96)")
@@ -132,12 +154,15 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {arguments.stacks}; at least {10 * GROUPS} are needed.")
     if arguments.size_px < LEAST_PX:
         raise UserError(f"--size-px is {arguments.size_px}; at least {LEAST_PX} is needed.")
+    mixture.check(arguments)
     settings, run = settings_file.load(arguments.settings), arguments.run
     run.mkdir(parents=True, exist_ok=True)
-    asked = {"stacks": arguments.stacks, "size_px": arguments.size_px, "seed": settings.seed}
-    asked |= {"forward_model": settings.forward_model.model_dump(mode="json")}
-    asked |= {"normalization": asdict(settings.dataset.normalization)}
-    found, sigma_px = _kept(run, settings, asked, arguments.workers)
+    models = [settings.forward_model]
+    if arguments.also:
+        models.append(settings_file.load(arguments.also).forward_model)
+    drawn = models, arguments.also_part, settings.dataset.normalization
+    asked = Asked(*drawn, settings.seed, arguments.stacks, arguments.size_px)
+    found, sigma_px = _kept(run, asked, arguments.workers)
     held_out = max(GROUPS, round(HELD_OUT * len(found)))
     estimator = trained(found[held_out:], sigma_px[held_out:], settings.seed)
     groups = judged(estimator, found[:held_out], sigma_px[:held_out])
@@ -145,23 +170,20 @@ def main(arguments: argparse.Namespace) -> int:
         beside.write_bytes(estimator.save())
     about = {"command": "python -m training " + shlex.join(sys.argv[1:])}
     about |= {"git_revision": git_revision(), "backend": keras.backend.backend()}
-    about |= asked | {"expected_and_actual_error": groups}
+    about |= asked.content() | {"expected_and_actual_error": groups}
     write_text(run / ABOUT, json.dumps(about, indent=2))
     log.info("%s is written\n%s", run / ESTIMATOR, report(groups))
     return 0
 
 
-def _kept(
-    run: Path, settings: TrainingSettings, asked: dict[str, object], workers: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _kept(run: Path, asked: Asked, workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Take the features that an earlier call simulated for the same, or simulate them."""
-    path, key = run / "features.npz", json.dumps(asked, sort_keys=True)
+    path, key = run / "features.npz", json.dumps(asked.content(), sort_keys=True)
     if path.exists():
         with np.load(path) as file:
             if str(file["asked"]) == key:
                 return file["features"], file["sigma_px"]
-    stacks, size_px = int(str(asked["stacks"])), int(str(asked["size_px"]))
-    found, sigma_px = simulated(settings, stacks, size_px, workers)
+    found, sigma_px = simulated(asked, workers)
     with whole_or_nothing(path) as beside, beside.open("wb") as file:
         np.savez(file, asked=key, features=found, sigma_px=sigma_px)
     return found, sigma_px

@@ -11,12 +11,12 @@ import numpy as np
 from device.normalize import NormalizationSettings
 from training.example import Example, loaded_step, make_example
 from training.forward_model import WINDOW, ForwardModelSettings
+from training.mixture import ALSO_PART, chosen
 
 STREAMS = 0.3  # part of the stacks that are played as a stream
 STREAM_CHUNKS = (4, 6)  # its length in chunks, both ends included
 CHUNK = 15
 HALF_WAY = 0.15  # part of the windows that are read in their middle, too
-ALSO_PART = 0.15  # of the stacks are drawn by other settings, where such are named
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Player:
         mirror images of each other, so that mirrored ones would tell nothing new.
         """
         rng = np.random.default_rng((*seed, 1))
-        model = self.models[-1] if rng.random() < self.also_part else self.models[0]
+        model = chosen(self.models, self.also_part, rng)
         stream = not self.copies and bool(rng.random() < STREAMS)
         changes = stream and bool(rng.random() < self.change_fraction)
         length = self.copies or WINDOW
