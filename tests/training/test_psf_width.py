@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from device import psf_width as on_device
 from training import psf_width
 from training.__main__ import main
-from training.psf_width import judged, report, trained
+from training.mixture import ALSO_PART
+from training.psf_width import Asked, judged, report, trained
 
 
 @pytest.fixture(scope="module")
@@ -56,29 +58,60 @@ def test_the_command_simulates_once_and_trains_again(tiny_settings, tmp_path, mo
     monkeypatch.setattr(psf_width, "simulated", None)  # cannot be called
     assert main([*words, "50"]) == 0
     assert (run / psf_width.ESTIMATOR).read_bytes() == first
-    with pytest.raises(TypeError):
-        main([*words, "51"])
-    for wrong, said in ((["7"], "at least 50 are"), (["50", "--size-px", "8"], "at least 32 is")):
+    for other in (["51"], ["50", "--also", str(tiny_settings)]):
+        with pytest.raises(TypeError):
+            main([*words, *other])
+    for wrong, said in (
+        (["7"], "at least 50 are"),
+        (["50", "--size-px", "8"], "at least 32 is"),
+        (["50", "--also-part", "2"], "--also-part is 2; give a number from 0 to 1"),
+    ):
         assert main([*words, *wrong]) == 2
         assert said in capsys.readouterr().err
 
 
-def test_another_number_of_workers_simulates_the_same(tiny_settings):
-    """Mutation: a seed that depends on the process."""
+@pytest.fixture
+def asked(tiny_settings: Path) -> Asked:
+    """Six stacks of 32 px."""
     from training import settings as settings_file
 
     settings = settings_file.load(str(tiny_settings))
-    alone, shared = (psf_width.simulated(settings, 6, 32, workers) for workers in (0, 1))
+    drawn = [settings.forward_model], ALSO_PART, settings.dataset.normalization
+    return Asked(*drawn, settings.seed, stacks=6, size_px=32)
+
+
+def test_another_number_of_workers_simulates_the_same(asked: Asked):
+    """Mutation: a seed that depends on the process."""
+    alone, shared = (psf_width.simulated(asked, workers) for workers in (0, 1))
     for one, other in zip(alone, shared, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_stack_of_which_nothing_can_be_told_is_left_out(tiny_settings: Path, monkeypatch):
-    """Mutation: None among the features."""
-    from training import settings as settings_file
+def test_a_part_of_the_stacks_is_drawn_by_the_other_settings(asked: Asked):
+    """Mutations: the other settings not asked for, or always; a stack of ours that is another one
+    where a part is theirs; what was drawn not said beside the networks."""
+    narrow, wide = (
+        asked.models[0].model_copy(update={"psf_sigma_px": each}) for each in ((1, 1.2), (2.5, 3.0))
+    )
+    ours, mixed, theirs = (
+        replace(asked, models=[narrow, wide], also_part=part, stacks=12) for part in (0.0, 0.4, 1.0)
+    )
+    of_ours, of_both, of_theirs = (
+        psf_width.simulated(each, 0)[1] for each in (ours, mixed, theirs)
+    )
+    assert of_ours.max() < 2.5 < of_theirs.min()
+    wider = of_both > 2.5
+    assert 0 < wider.sum() < 12
+    np.testing.assert_array_equal(of_both[~wider], of_ours[~wider])
+    assert mixed.content()["also_part"] == 0.4
+    assert mixed.content()["also_forward_model"]["psf_sigma_px"] == [2.5, 3.0]
+    assert "also_part" not in asked.content()
 
+
+def test_a_stack_of_which_nothing_can_be_told_is_left_out(asked: Asked, monkeypatch):
+    """Mutation: None among the features."""
     some = iter([(np.zeros(3), 1.0), None, (np.ones(3), 2.0)])
     monkeypatch.setattr(psf_width, "psf_example", lambda *_: next(some))
-    found, sigma_px = psf_width.simulated(settings_file.load(str(tiny_settings)), 3, 32, 0)
+    found, sigma_px = psf_width.simulated(replace(asked, stacks=3), 0)
     assert found.shape == (2, 3)
     np.testing.assert_array_equal(sigma_px, [1.0, 2.0])
