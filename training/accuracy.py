@@ -230,7 +230,7 @@ def drift_rows(content: Content) -> list[tuple[int, dict[str, float]]]:
 
 def short_tables(content: Content) -> str:
     """Lay out all but the single stacks, scenes and tensors; Markdown."""
-    return f"{_loss_table(content)}\n{stream_tables(content)}"
+    return f"{loss_table(content)}\n{stream_tables(content)}"
 
 
 def stream_tables(content: Content) -> str:
@@ -239,7 +239,8 @@ def stream_tables(content: Content) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _loss_table(content: Content) -> str:
+def loss_table(content: Content) -> str:
+    """Lay out what int8 loses against float32, mode by mode; Markdown."""
     rows = []
     for mode, losses in content["frozen"].items():
         psnr, ssim = losses["psnr_db"], losses["ssim"]

@@ -20,7 +20,7 @@ BACKGROUND_PERCENTILE = 5.0
 
 
 def enlarged(image: np.ndarray) -> np.ndarray:
-    """Interpolate bicubically on the contract's grid, (H, W) -> (2H, 2W), float32.
+    """Interpolate bicubically on the output's grid, (H, W) -> (2H, 2W), float32.
 
     `cv2.resize` puts output pixel j at input coordinate (j + 0.5) / 2 - 0.5.
     """

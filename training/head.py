@@ -226,7 +226,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name, least in (("stacks", LEAST_STACKS), ("updates", EPOCHS), ("first", 0)):
         if (given := getattr(arguments, name)) < least:
             raise UserError(f"--{name} is {given}; it must be {least} or more.")
-    mixture.check(arguments)
+    also_part = mixture.also_part(arguments)
     run = Run(arguments.run)
     run.refuse_if_begun()
     keep_memory()
@@ -242,7 +242,7 @@ def main(arguments: argparse.Namespace) -> int:
     player = Player(
         *(file, HIDDEN_STEP, models, data.size_px, data.change_fraction, data.normalization),
         copies=data.copies,
-        also_part=arguments.also_part,
+        also_part=also_part,
     )
     numbers = range(arguments.first, arguments.first + arguments.stacks)
     seeds = [(settings.seed, HEAD, number) for number in numbers]

@@ -171,6 +171,35 @@ class _Opened:
         return np.asarray(scale * (values.astype(np.float32) - zero))
 
 
+def delegated_nodes(content: bytes) -> tuple[int, int]:
+    """Count the nodes of a file that XNNPACK takes when it is loaded, and all of them.
+
+    A node is left to the other kernels where its output is needed and no delegate makes it.
+
+    Parameters
+    ----------
+    content : bytes
+        The file; at its own size.
+    """
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()
+    own = [each for each in nodes if each["op_name"] != "DELEGATE"]
+    maker = {int(output): each for each in own for output in each["outputs"]}
+    taken = [each for each in nodes if each["op_name"] == "DELEGATE"]
+    maker |= {int(output): each for each in taken for output in each["outputs"]}
+    needed = [int(each["index"]) for each in interpreter.get_output_details()]
+    reached, run = set(), set()
+    while needed:
+        tensor = needed.pop()
+        if tensor in reached or tensor not in maker:
+            continue
+        reached.add(tensor)
+        run.add(maker[tensor]["index"])
+        needed += [int(index) for index in maker[tensor]["inputs"]]
+    return len(own) - sum(each["index"] in run for each in own), len(own)
+
+
 def activations(content: bytes, signature: str) -> dict[int, str]:
     """Name what a file computes between its inputs and its outputs.
 

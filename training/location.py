@@ -1,4 +1,4 @@
-"""Where is a single emitter drawn? Its image's centre against the contract's grid.
+"""Where is a single emitter drawn? Its image's centre against the output's grid.
 
 Single emitters at places of every kind within the pixel, each with noise of its own, seen through
 PSFs of several widths. A network that is not symmetric draws them all to one side, one that does
@@ -80,7 +80,7 @@ def do(job: Job) -> dict[str, list[list[float]]]:
         rng = np.random.default_rng((SEED, round(100 * job.psf_sigma_px), number))
         place = FIELD_PX / 2 + rng.uniform(-2, 2, 2)
         frames = one_emitter(place, job.psf_sigma_px, rng)
-        expected = 2 * (place + 0.5) - 0.5  # the contract's grid
+        expected = 2 * (place + 0.5) - 0.5  # the output's grid
         for name, found in errors.items():
             found.append([round(float(e), 4) for e in centre(methods[name](frames)) - expected])
     return errors
@@ -120,7 +120,8 @@ def summary_table(content: Content) -> str:
 SECTION = """
 ### Where single emitters are drawn
 
-Distance of a single bright emitter's centre from where the contract's grid has it, in output px;
+Distance of a single bright emitter's centre from where it is, in output px (pixel j lies at input
+coordinate (j + 0.5) / 2 - 0.5);
 {emitters} emitters at random places behind each PSF, flickering. *Shift of all* is the length of
 their mean error: what a network that is not symmetric does. {asked} px was asked for
 (`python -m training location`).

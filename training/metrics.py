@@ -1,6 +1,6 @@
 """How good a reconstruction is: against the truth, and without one.
 
-The definitions are those of the project's contract; every score is of the whole frame.
+Every score is of the whole frame.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def affine_fit(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def psnr_db(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio of the contract in dB.
+    """Peak signal-to-noise ratio in dB.
 
     Truth over its 99.9th percentile, clipped to 0..1.5; prediction affine-fitted to it; peak is
     the truth's maximum; whole frame.

@@ -14,6 +14,7 @@ from device.errors import UserError
 from training.forward_model import ForwardModelSettings
 
 ALSO_PART = 0.15
+"""Of the stacks, where other settings are named and no part is."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,21 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="draw a part of the stacks by the forward model of these settings",
     )  # fmt: skip
     parser.add_argument(
-        "--also-part", type=float, default=ALSO_PART, metavar="PART",
+        "--also-part", type=float, metavar="PART",
         help=f"which part, from 0 to 1 (default: {ALSO_PART:g})",
     )  # fmt: skip
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse a part that is none.
+def also_part(arguments: argparse.Namespace) -> float:
+    """Return the part that was asked for.
 
     Raises
     ------
     UserError
-        It is not a number from 0 to 1.
+        It is not a number from 0 to 1, or is one of nothing.
     """
-    if not 0 <= arguments.also_part <= 1:
-        raise UserError(f"--also-part is {arguments.also_part:g}; give a number from 0 to 1.")
+    given = arguments.also_part
+    if given is None:
+        return ALSO_PART
+    if not 0 <= given <= 1:
+        raise UserError(f"--also-part is {given:g}; give a number from 0 to 1.")
+    if not arguments.also:
+        raise UserError("--also-part is a part of nothing: name settings with --also, too.")
+    return float(given)
 
 
 def chosen(

@@ -154,13 +154,13 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--stacks is {arguments.stacks}; at least {10 * GROUPS} are needed.")
     if arguments.size_px < LEAST_PX:
         raise UserError(f"--size-px is {arguments.size_px}; at least {LEAST_PX} is needed.")
-    mixture.check(arguments)
+    also_part = mixture.also_part(arguments)
     settings, run = settings_file.load(arguments.settings), arguments.run
     run.mkdir(parents=True, exist_ok=True)
     models = [settings.forward_model]
     if arguments.also:
         models.append(settings_file.load(arguments.also).forward_model)
-    drawn = models, arguments.also_part, settings.dataset.normalization
+    drawn = models, also_part, settings.dataset.normalization
     asked = Asked(*drawn, settings.seed, arguments.stacks, arguments.size_px)
     found, sigma_px = _kept(run, asked, arguments.workers)
     held_out = max(GROUPS, round(HELD_OUT * len(found)))

@@ -33,6 +33,7 @@ from device.errors import FaultError, UserError
 from training import settings as settings_file
 from training.example import make_example
 from training.forward_model import WINDOW
+from training.inspection import delegated_nodes
 from training.narrowing import narrowed, operator_names
 from training.network import FRAME_RANGE, MEAN_RANGE, FoldedConv2D, Step, build_step
 from training.revision import git_revision
@@ -50,34 +51,36 @@ CALIBRATION_FRAMES = (0, 1, 2, 4, 8, 14, 21, 29, 44, 59)  # of each trajectory
 # have together, so that every place in them is met.
 ROUNDING_EVERY = 5
 
-# What XNNPACK takes in int8. Listed by its own sources for LiteRT 2; anything else would run in the
-# slow reference kernels and cut the graph in pieces.
-DELEGATED = frozenset(
-    {
-        "ADD",
-        "SUB",
-        "MUL",
-        "CONV_2D",
-        "DEPTHWISE_CONV_2D",
-        "TRANSPOSE_CONV",
-        "FULLY_CONNECTED",
-        "LOGISTIC",
-        "TANH",
-        "LEAKY_RELU",
-        "CONCATENATION",
-        "SPLIT",
-        "DEPTH_TO_SPACE",
-        "SPACE_TO_DEPTH",
-        "RESIZE_BILINEAR",
-        "PAD",
-        "RESHAPE",
-        "MEAN",
-        "MAX_POOL_2D",
-        "SLICE",
-        "QUANTIZE",
-        "DEQUANTIZE",
-    }
-)
+DELEGATED = {
+    "ADD": 5,
+    "SUB": 5,
+    "MUL": 7,
+    "CONV_2D": 7,
+    "DEPTHWISE_CONV_2D": 7,
+    "TRANSPOSE_CONV": 4,
+    "FULLY_CONNECTED": 10,
+    "LOGISTIC": 3,
+    "TANH": 3,
+    "LEAKY_RELU": 2,
+    "CONCATENATION": 4,
+    "SPLIT": 4,
+    "DEPTH_TO_SPACE": 2,
+    "SPACE_TO_DEPTH": 2,
+    "RESIZE_BILINEAR": 4,
+    "PAD": 4,
+    "RESHAPE": 1,
+    "MEAN": 3,
+    "MAX_POOL_2D": 3,
+    "SLICE": 6,
+    "QUANTIZE": 3,
+    "DEQUANTIZE": 5,
+}
+"""What XNNPACK takes in int8, as its own sources for LiteRT 2 list it: anything else would run in
+the slow reference kernels and cut the graph in pieces. With each the highest version of it that
+TensorFlow Lite of 2023 registers (`register.cc`), as tflite-runtime 2.14 is: it would not load a
+file with a later one."""
+
+MOST_BYTES = 1_000_000  # of an int8 step; ours has 0.6 million
 
 LAST_STEP = Counter({"CONV_2D": 1, "DEPTH_TO_SPACE": 1, "MUL": 2, "ADD": 3})
 """What of the int8 step computes in float: the mean's interpolation and the sum of its parts."""
@@ -236,6 +239,13 @@ def operators(model: bytes) -> Counter[str]:
     return Counter(names[op.opcodeIndex] for op in parsed.subgraphs[0].operators)
 
 
+def versions(model: bytes) -> dict[str, int]:
+    """Say which version of each operator a TFLite file needs."""
+    parsed = schema.ModelT.InitFromPackedBuf(model, 0)
+    codes = zip(operator_names(parsed), parsed.operatorCodes, strict=True)
+    return {name: max(1, code.version) for name, code in codes}
+
+
 def float_operators(model: bytes) -> Counter[str]:
     """Count the operators of a TFLite file that compute in float, by name."""
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
@@ -266,12 +276,18 @@ def check_int8(model: bytes) -> None:
     Raises
     ------
     FaultError
-        It holds an operator that XNNPACK does not take, or computes in float elsewhere than where
-        the image is added up.
+        It holds an operator that XNNPACK does not take, or one later than tflite-runtime 2.14,
+        computes in float elsewhere than where the image is added up, or is larger than
+        `MOST_BYTES`.
     """
-    foreign = set(operators(model)) - DELEGATED
+    if len(model) > MOST_BYTES:
+        raise FaultError(f"The int8 step has {len(model)} bytes; {MOST_BYTES} are the most.")
+    foreign = set(operators(model)) - set(DELEGATED)
     if foreign:
         raise FaultError(f"The int8 step holds {sorted(foreign)}, which XNNPACK does not take.")
+    late = [name for name, version in versions(model).items() if version > DELEGATED[name]]
+    if late:
+        raise FaultError(f"The int8 step holds {late}, later than tflite-runtime 2.14 knows.")
     floats = float_operators(model) - LAST_STEP
     if floats or fed_back(model):
         raise FaultError(f"The int8 step computes in float inside: {[*floats, *fed_back(model)]}.")
@@ -346,4 +362,5 @@ def main(arguments: argparse.Namespace) -> int:
     }
     (arguments.run / "quantized.json").write_text(json.dumps(about))
     log.info("int8 step: %d bytes, %s", len(model), dict(operators(model)))
+    log.info("XNNPACK takes %d of its %d nodes", *delegated_nodes(model))
     return 0

@@ -139,7 +139,7 @@ def _moving(
 
 
 def target_of(emitters: Emitters, size_px: int) -> np.ndarray:
-    """Brightness density on the output grid, as the contract defines the target, (2H, 2W)."""
+    """Brightness density on the output grid, as all targets are, (2H, 2W)."""
     sigma_px = frozen.TARGET_SIGMA_OUTPUT_PX / frozen.UPSAMPLING
     edges = edges_px(size_px, frozen.UPSAMPLING)
     return frozen.integrate(emitters, emitters.brightness[:, None], sigma_px, edges)[0]

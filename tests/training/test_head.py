@@ -295,6 +295,7 @@ def test_the_command_leaves_a_run_that_is_quantized_like_any(
         (["--settings", "base"], "has another network than the settings"),
         (["--also", "nothing"], "No settings at nothing"),
         (["--also-part", "1.5"], "--also-part is 1.5; give a number from 0 to 1"),
+        (["--also-part", "0.5"], "--also-part is a part of nothing"),
     ):
         assert main([*words, *sized, *elsewhere, *wrong]) == 2
         assert said in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 from device import psf_width as on_device
 from training import psf_width
 from training.__main__ import main
+from training.forward_model import simulate
 from training.mixture import ALSO_PART
 from training.psf_width import Asked, judged, report, trained
 
@@ -58,16 +59,36 @@ def test_the_command_simulates_once_and_trains_again(tiny_settings, tmp_path, mo
     monkeypatch.setattr(psf_width, "simulated", None)  # cannot be called
     assert main([*words, "50"]) == 0
     assert (run / psf_width.ESTIMATOR).read_bytes() == first
-    for other in (["51"], ["50", "--also", str(tiny_settings)]):
-        with pytest.raises(TypeError):
-            main([*words, *other])
+    with pytest.raises(TypeError):
+        main([*words, "51"])
     for wrong, said in (
         (["7"], "at least 50 are"),
         (["50", "--size-px", "8"], "at least 32 is"),
         (["50", "--also-part", "2"], "--also-part is 2; give a number from 0 to 1"),
+        (["50", "--also-part", "0.3"], "--also-part is a part of nothing"),
     ):
         assert main([*words, *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_command_asks_for_what_it_is_told(tiny_settings, tmp_path, monkeypatch):
+    """Mutations: the first settings' model twice; another part than the one given."""
+
+    def noted(asked: Asked, workers: int) -> None:
+        given.append(asked)
+        raise InterruptedError
+
+    given: list[Asked] = []
+    monkeypatch.setattr(psf_width, "simulated", noted)
+    words = ["psf_width", "--settings", str(tiny_settings), "--run", str(tmp_path / "psf")]
+    for more in ([], ["--also", "original_drawn", "--also-part", "0.3"]):
+        with pytest.raises(InterruptedError):
+            main([*words, *more])
+    alone, both = given
+    assert len(alone.models) == 1
+    assert both.also_part == 0.3
+    assert both.models[0] == alone.models[0]
+    assert [model.photons for model in both.models[1:]] == [(100.0, 100.0)]
 
 
 @pytest.fixture
@@ -88,8 +109,8 @@ def test_another_number_of_workers_simulates_the_same(asked: Asked):
 
 
 def test_a_part_of_the_stacks_is_drawn_by_the_other_settings(asked: Asked):
-    """Mutations: the other settings not asked for, or always; a stack of ours that is another one
-    where a part is theirs; what was drawn not said beside the networks."""
+    """Mutations: the other settings never, or always; a stack that is another one for having been
+    chosen; what was drawn not said beside the networks."""
     narrow, wide = (
         asked.models[0].model_copy(update={"psf_sigma_px": each}) for each in ((1, 1.2), (2.5, 3.0))
     )
@@ -103,6 +124,8 @@ def test_a_part_of_the_stacks_is_drawn_by_the_other_settings(asked: Asked):
     wider = of_both > 2.5
     assert 0 < wider.sum() < 12
     np.testing.assert_array_equal(of_both[~wider], of_ours[~wider])
+    rng = np.random.default_rng((asked.seed, psf_width.PSF_WIDTH, 0))
+    assert of_ours[0] == simulate(narrow, 30, (32, 32), rng).psf_sigma_px
     assert mixed.content()["also_part"] == 0.4
     assert mixed.content()["also_forward_model"]["psf_sigma_px"] == [2.5, 3.0]
     assert "also_part" not in asked.content()

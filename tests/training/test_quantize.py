@@ -16,6 +16,7 @@ from device.errors import FaultError, UserError
 from training import quantize
 from training import settings as settings_file
 from training.__main__ import main
+from training.inspection import delegated_nodes
 from training.narrowing import operator_names
 from training.network import NetworkSettings, Step, build_step
 
@@ -57,6 +58,33 @@ def test_an_operator_that_is_not_delegated_is_refused(
     """Catches a graph that would be cut in pieces: each of these converts without a word."""
     with pytest.raises(FaultError, match=name):
         quantize.check_int8(int8_of(function))
+
+
+def test_a_node_that_is_left_to_other_kernels_is_counted() -> None:
+    """Mutations: all nodes counted as taken; those behind the one that is left not counted."""
+    whole = int8_of(lambda x: convolved(tf.nn.relu(convolved(x))))
+    taken, nodes = delegated_nodes(whole)
+    assert taken == nodes > 2
+    broken = int8_of(lambda x: convolved(tf.cumsum(convolved(x), axis=1)))
+    taken, nodes = delegated_nodes(broken)
+    assert 0 < taken < nodes == sum(quantize.operators(broken).values())
+
+
+def test_a_late_operator_and_a_large_file_are_refused(
+    tiny_files: tuple[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutations: versions that are not looked at; a bound on the wrong side."""
+    model = tiny_files[1]
+    quantize.check_int8(model)
+    needed = quantize.versions(model)["CONV_2D"]
+    monkeypatch.setitem(quantize.DELEGATED, "CONV_2D", needed)
+    quantize.check_int8(model)
+    monkeypatch.setitem(quantize.DELEGATED, "CONV_2D", needed - 1)
+    with pytest.raises(FaultError, match=r"\['CONV_2D'\], later than tflite-runtime 2.14"):
+        quantize.check_int8(model)
+    monkeypatch.setattr(quantize, "MOST_BYTES", len(model) - 1)
+    with pytest.raises(FaultError, match=f"{len(model) - 1} are the most"):
+        quantize.check_int8(model)
 
 
 def test_a_float_inside_is_refused(tiny_files: tuple[bytes, bytes]) -> None:

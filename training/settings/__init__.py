@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,9 +14,6 @@ from training.forward_model import WINDOW, ForwardModelSettings
 from training.network import NetworkSettings
 
 FOLDER = Path(__file__).parent
-
-_GONE = {"psf_alone": False}
-"""Fields that runs up to 0.8.0 recorded, at values that changed nothing."""
 
 
 class TrainingSettings(BaseModel):
@@ -49,13 +46,6 @@ class TrainingSettings(BaseModel):
     network: NetworkSettings = NetworkSettings()
     dataset: DatasetSettings = DatasetSettings()
     forward_model: ForwardModelSettings = ForwardModelSettings()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_is_gone(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {name: value for name, value in values.items() if (name, value) not in _GONE.items()}
 
     @model_validator(mode="after")
     def _ends_with_a_checkpoint(self) -> TrainingSettings:
