@@ -20,7 +20,7 @@ SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
     *("SRRF", "eSRRF", "RL blind on SOFI-2 linearized, 10"),
     *("RL blind, 10", "RL blind, 20", "RL blind, 80"),
-    *("RL found sigma, 20", "RL found sigma, 80"),
+    *("RL found sigma, 20", "RL found sigma, 80", "RL found sigma, 160"),
     *(ORIGINAL, TWIN),
 )
 KINDS = ("thin", "continuous")
