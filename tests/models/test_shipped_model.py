@@ -14,6 +14,7 @@ from device import cli
 from device.model import MODELS_DIR, load_step
 from device.reconstructor import reconstruct_window
 from training import (
+    accuracy,
     baselines,
     frozen,
     golden,
@@ -238,6 +239,20 @@ def test_the_shipped_int8_is_narrowed(documents):
     content = (MODELS_DIR / documents[0]["files"]["int8"]["file"]).read_bytes()
     again = int8_ranges(narrowed(content, settings_of(documents[0]).network))
     np.testing.assert_allclose(int8_ranges(content), again, rtol=1e-5)
+
+
+def test_a_stream_of_a_standing_specimen_is_no_worse_than_a_window_after_30000_frames(documents):
+    """Of the card's own figures: a release that did not play as long fails, too
+    (`release --accuracy-frames 30000`)."""
+    rows = dict(accuracy.drift_rows(documents[1]["accuracy"]))
+    for frames in (3_000, 30_000):
+        streams, windows = (
+            [rows[frames][f"{form}, {mode}"] for form in ("int8", "float32")]
+            for mode in ("stream", "window")
+        )
+        assert all(stream >= window for stream, window in zip(streams, windows, strict=True))
+        assert abs(streams[0] - streams[1]) < 0.1
+        assert abs(windows[0] - windows[1]) < 0.1
 
 
 def test_xnnpack_takes_every_node_of_int8(documents):
