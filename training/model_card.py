@@ -57,7 +57,8 @@ RL is Richardson-Lucy deconvolution of the bicubic mean, blind with sigma 1.4 px
 that our model finds in the frames (*found*: no classical method has it; where it finds none,
 1.4 px), or with each stack's true PSF, which only *PSF told* is told beside it. *stream 120* has seen 120 frames of the stack, all
 others its first 30. A window is played twice, as it is and transposed, and the images averaged; a
-stream is played once. What is not called a stream is a window, here and below. *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
+stream is played once. What is not called a stream is a window, here and below. The network in Keras
+has no row: its images are the float32 file's (`tests/models` compares them). *Copies of the mean* and *shuffled in time*: the same without its fluctuation.
 *Twin* (`models/twin`): the same architecture, its head trained from the same weights and as long as ours, but on
 copies of the mean alone, and fed such (`docs/experiments.md`); its cell is that of these weights. What the network gains over it is what the
 fluctuation gives and what one training has over the other, which `python -m training gains` tells
