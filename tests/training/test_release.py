@@ -187,7 +187,10 @@ def test_a_card_can_be_written_of_every_release(
         for form in ("float32", "int8")
         for mode in ("stream", "window")
     ]
+    assert "| window | +1.000 | +1.000 |" in render_card(content | {"files": files}, evaluation, 1)
+    loss = {"mean": -0.02, "worst": -0.25, "worst_stack": "7-rings"}
     evaluation["accuracy"] = {
+        "frozen": {"window": {"psnr_db": loss, "ssim": loss | {"worst_stack": "9-rods"}}},
         "drift": drifts,
         "step_response": responses,
         "saturation": {"c_out": {"low": 0.01, "high": 0.02}},
@@ -197,7 +200,7 @@ def test_a_card_can_be_written_of_every_release(
     assert "| moved, int8 | -0.50 | -0.50 | 1.5% | 1.5% | -0.25 | -0.25 | 0.5% | 0.5% |" in card
     assert "`c_out` 1.00% at -128 and 2.00% at 127" in card
     assert "39,080" in card
-    assert "| window | +1.000 | +1.000 |" in card
+    assert "| window | -0.020 | -0.250 (7-rings) | -0.0200 | -0.2500 (9-rods) |" in card
     assert ("the best of all validations" in card) == (weights == "best")
 
 
