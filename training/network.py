@@ -602,9 +602,9 @@ class Step(keras.Model):
         """Say what is to be added to the interpolated mean, (B, 2H, 2W, 1), from the head.
 
         It comes in two parts that int8 holds well. One int8 tensor for all that an image may hold,
-        from `LOWEST` to a bright point, would have steps that show in smooth specimens. The first
-        part ends at `USUAL` and so has finer ones; the second, for bright points, begins there and
-        is exactly 0 elsewhere. It has another factor, or the converter would take both
+        from `LOWEST` up to the brightest point, would have steps that show in smooth specimens. The
+        first part ends at `USUAL` and so has finer ones; the second, for bright points, begins
+        there and is exactly 0 elsewhere. It has another factor, or the converter would take both
         convolutions for one.
         """
         first, last = ACTIVATION_RANGE

@@ -276,12 +276,15 @@ def check_int8(model: bytes) -> None:
     Raises
     ------
     FaultError
-        It holds an operator that XNNPACK does not take, or one later than tflite-runtime 2.14,
-        computes in float elsewhere than where the image is added up, or is larger than
-        `MOST_BYTES`.
+        It holds an operator that XNNPACK does not take, or one later than tflite-runtime 2.14, or
+        computes in float elsewhere than where the image is added up.
+    UserError
+        It is larger than `MOST_BYTES`.
     """
     if len(model) > MOST_BYTES:
-        raise FaultError(f"The int8 step has {len(model)} bytes; {MOST_BYTES} are the most.")
+        raise UserError(
+            f"The int8 step has {len(model)} bytes; {MOST_BYTES} are the most: take fewer filters."
+        )
     foreign = set(operators(model)) - set(DELEGATED)
     if foreign:
         raise FaultError(f"The int8 step holds {sorted(foreign)}, which XNNPACK does not take.")

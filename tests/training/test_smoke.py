@@ -53,14 +53,19 @@ def test_a_smoke_run_that_is_killed_and_resumed_is_the_unbroken_one(
     with subprocess.Popen(
         command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
-        while not (run / "checkpoint.npz").exists():
-            assert process.poll() is None, "the run ended before its first checkpoint"
-            time.sleep(0.05)
+        deadline = time.monotonic() + 300
+        while not (run / "checkpoint.npz").exists() and process.poll() is None:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
+    assert (run / "checkpoint.npz").exists()
     assert not (run / "final.weights.h5").exists()
     done = subprocess.run(command(run), capture_output=True, text=True, check=True)
     expected_run, expected = unbroken
-    assert losses(done.stderr) == pytest.approx(expected[-2:], abs=2e-3)
+    resumed = losses(done.stderr)
+    assert 1 <= len(resumed) < len(expected)
+    assert resumed == pytest.approx(expected[-len(resumed) :], abs=2e-3)
     ended, wanted = (load_step(each, "final")[0].variables for each in (run, expected_run))
     for one, other in zip(ended, wanted, strict=True):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=0, atol=2e-5)
