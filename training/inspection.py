@@ -185,19 +185,16 @@ def delegated_nodes(content: bytes) -> tuple[int, int]:
     interpreter.allocate_tensors()
     nodes = interpreter._get_ops_details()
     own = [each for each in nodes if each["op_name"] != "DELEGATE"]
-    maker = {int(output): each for each in own for output in each["outputs"]}
-    taken = [each for each in nodes if each["op_name"] == "DELEGATE"]
-    maker |= {int(output): each for each in taken for output in each["outputs"]}
-    needed = [int(each["index"]) for each in interpreter.get_output_details()]
-    reached, run = set(), set()
+    delegates = [each for each in nodes if each["op_name"] == "DELEGATE"]
+    maker = {int(output): each for each in (*own, *delegates) for output in each["outputs"]}
+    needed, reached = [int(each["index"]) for each in interpreter.get_output_details()], set()
     while needed:
         tensor = needed.pop()
-        if tensor in reached or tensor not in maker:
-            continue
-        reached.add(tensor)
-        run.add(maker[tensor]["index"])
-        needed += [int(index) for index in maker[tensor]["inputs"]]
-    return len(own) - sum(each["index"] in run for each in own), len(own)
+        if tensor in maker and tensor not in reached:
+            reached.add(tensor)
+            needed += [int(index) for index in maker[tensor]["inputs"]]
+    run = {maker[tensor]["index"] for tensor in reached}
+    return sum(each["index"] not in run for each in own), len(own)
 
 
 def activations(content: bytes, signature: str) -> dict[int, str]:

@@ -69,8 +69,7 @@ trained for much longer, `docs/experiments.md`).
 {table}
 ### int8 against float32
 
-{int8}
-{accuracy}{further}{measured}
+{int8}{accuracy}{further}{measured}
 ## Where not to trust it
 
 - It is a regression to the mean of what it was trained on: where the frames hold no evidence it
@@ -182,7 +181,7 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         sigma="{} to {}".format(*manifest["psf_sigma_px"]),
         found_by=_found_by(manifest),
         table=markdown(rows_of(evaluation)),
-        int8=_int8(evaluation).rstrip(),
+        int8=_int8(evaluation),
         accuracy=_accuracy(evaluation),
         further=_further(evaluation, f"{manifest['name']}-{manifest['version']}"),
         measured=_measured(evaluation),

@@ -267,15 +267,14 @@ def test_xnnpack_takes_every_node_of_int8(documents):
         assert taken == nodes, f"of {nodes} nodes of {entry['file']} XNNPACK takes {taken}"
 
 
-def carried(run, frames, means):
-    """What a step makes of each frame of a stream, the state carried on."""
-    zeros = np.zeros((1, 32, 32, 48), np.float32)
-    state, made = {"h": zeros, "c": zeros}, []
+def carried(run, step, frames, means):
+    """What is made of each frame of a stream, the state carried on as the step's manifest says."""
+    state, made = step.zero_state(), []
     for frame, mean in zip(frames, means, strict=True):
         images = {"frame": frame[None, :, :, None], "mean": mean[None, :, :, None]}
         told = {"psf_sigma_px": np.full((1, 1), 1.4, np.float32)}
         outputs = {name: np.asarray(value) for name, value in run(images | told | state).items()}
-        state = {"h": outputs["h_out"], "c": outputs["c_out"]}
+        state = {name: outputs[out] for name, out in step.manifest.state.items()}
         made.append(outputs)
     return made
 
@@ -293,8 +292,10 @@ def test_the_files_are_the_network_built_from_its_weights(documents, steps, kind
     network = load_network(MODELS_DIR / f"learn2sofi-{documents[0]['version']}.json").step
     for step in steps.values():
         step.resize(64, 64)
-    runs = (network, steps["float32"].run, steps["int8"].run)
-    for by_keras, by_float, by_int8 in zip(*(carried(r, frames, means) for r in runs), strict=True):
+    float32, int8 = steps["float32"], steps["int8"]
+    runs = ((network, float32), (float32.run, float32), (int8.run, int8))
+    made = [carried(*each, frames, means) for each in runs]
+    for by_keras, by_float, by_int8 in zip(*made, strict=True):
         for name, most in (("image", 0.015), ("h_out", 0.009), ("c_out", 0.022)):
             np.testing.assert_allclose(by_keras[name], by_float[name], rtol=0, atol=1e-4)
             off = np.sqrt(np.mean((by_int8[name] - by_float[name]) ** 2))

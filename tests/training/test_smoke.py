@@ -54,8 +54,8 @@ def test_a_smoke_run_that_is_killed_and_resumed_is_the_unbroken_one(
         command(run), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         deadline = time.monotonic() + 300
-        while not (run / "checkpoint.npz").exists() and process.poll() is None:
-            if time.monotonic() > deadline:
+        while process.poll() is None and time.monotonic() < deadline:
+            if (run / "checkpoint.npz").exists():
                 break
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
