@@ -233,9 +233,7 @@ def main(arguments: argparse.Namespace) -> int:
     settings = settings_file.load(arguments.settings)
     initial, file = released(arguments.initial, settings)
     initial.step.scale_head(arguments.head_gain)
-    models = [settings.forward_model]
-    if arguments.also:
-        models.append(settings_file.load(arguments.also).forward_model)
+    models = settings_file.forward_models(settings, arguments.also)
     run.begin(arguments.settings, settings)
     run.note_initial(initial.weights, initial.made_by)
     data = settings.dataset

@@ -156,10 +156,8 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"--size-px is {arguments.size_px}; at least {LEAST_PX} is needed.")
     also_part = mixture.also_part(arguments)
     settings, run = settings_file.load(arguments.settings), arguments.run
+    models = settings_file.forward_models(settings, arguments.also)
     run.mkdir(parents=True, exist_ok=True)
-    models = [settings.forward_model]
-    if arguments.also:
-        models.append(settings_file.load(arguments.also).forward_model)
     drawn = models, also_part, settings.dataset.normalization
     asked = Asked(*drawn, settings.seed, arguments.stacks, arguments.size_px)
     found, sigma_px = _kept(run, asked, arguments.workers)

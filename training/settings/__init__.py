@@ -71,6 +71,18 @@ class TrainingSettings(BaseModel):
         return self
 
 
+def forward_models(settings: TrainingSettings, also: str | None) -> list[ForwardModelSettings]:
+    """List what stacks are drawn by: the settings' own, and that of others where they are named.
+
+    Raises
+    ------
+    UserError
+        See `load`.
+    """
+    others = [load(also)] if also else []
+    return [each.forward_model for each in (settings, *others)]
+
+
 def of_run(folder: Path) -> TrainingSettings:
     """Read the settings that a run left in its folder; see `of_file`."""
     return of_file(folder / "settings.json")
