@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device import expected_error, psf_width
 from device.errors import UserError
 from device.expected_error import ErrorEstimator
+from device.frc import FrcSettings
 from device.normalize import NormalizationSettings
 from device.psf_width import PsfWidthEstimator
 
@@ -134,6 +135,24 @@ class Normalization(_Strict):
         return NormalizationSettings(**numbers)
 
 
+class Frc(_Strict):
+    """The numbers of `device.frc`; see `FrcSettings`."""
+
+    none: float = Field(ge=0, lt=1)
+    full: float = Field(gt=0, le=1)
+    floor: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ascends(self) -> Frc:
+        if not self.none < self.full:
+            raise ValueError("none must be below full")
+        return self
+
+    def settings(self) -> FrcSettings:
+        """Return the numbers in the form that `device.frc.weights` takes."""
+        return FrcSettings(**self.model_dump())
+
+
 class Manifest(_Strict):
     """All that a host must know to use a model.
 
@@ -170,6 +189,8 @@ class Manifest(_Strict):
         Input name to the output which is given back to it at the next step.
     normalization : Normalization
         Numbers of the one formula.
+    frc : Frc or None
+        How much is shown of the detail that does not repeat; None, as before 0.15.0: all of it.
     psf_sigma_px : tuple of float
         Range of PSF widths that the model was trained for, in input px.
     pixel_size_nm : tuple of float or None
@@ -194,6 +215,7 @@ class Manifest(_Strict):
     outputs: dict[str, TensorSpec]
     state: dict[str, str]
     normalization: Normalization
+    frc: Frc | None = None
     psf_sigma_px: tuple[float, float]
     pixel_size_nm: tuple[float, float] | None = None
     training: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal, get_args
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
+from device import frc
 from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
 from device.model import Step
@@ -25,6 +26,10 @@ RENEWED_AFTER = 120
 after as many again: no state is older than twice that. An int8 state does not take in what would
 change it by less than half a step, and after some hundred frames that shows. The image is always
 the older state's; the younger one costs what a frame without an image does."""
+
+LOOKED_AT_EVERY = 4
+"""Frames of a stream between two steps of looking for what repeats: it costs a few hundredths of
+the time, and is done anew once in as many windows."""
 
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
@@ -124,6 +129,9 @@ class Reconstructor:
         self._state: dict[str, np.ndarray] | None = None
         self._younger: dict[str, np.ndarray] | None = None
         self._age = 0
+        self._frc = step.manifest.frc and step.manifest.frc.settings()
+        self._weights: np.ndarray | None = None  # of bands of spatial frequency
+        self._looking: Iterator[None] | None = None
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
         self._fed = 0
@@ -139,10 +147,14 @@ class Reconstructor:
         if self._psf_watch:
             self._psf_watch.reset()
             self._tell_psf()
+        self._weights = None
         self._start_over()
 
     def begin_anew(self) -> None:
-        """Forget all frames, but not the width of the PSF: the specimen may still be the same."""
+        """Forget all frames, but neither the PSF's width nor what repeats: see `reset`.
+
+        The specimen may still be the same.
+        """
         if self._psf_watch:
             self._psf_watch.look_again()
         self._start_over()
@@ -153,6 +165,7 @@ class Reconstructor:
         self._state = None
         self._previous = None
         self._fed = 0
+        self._looking = None
 
     def scene_changed(self, array: np.ndarray) -> Change | None:
         """Look at the next frame, and forget those before it where the scene has changed by it.
@@ -244,6 +257,7 @@ class Reconstructor:
         """Make one step with the newest frame, by the statistics of the frames up to it."""
         scaling, mean = self._catch_up(frame, buffer)
         image = self._feed(frame.array, scaling, mean)
+        self._go_on_looking(frame.index, buffer, scaling)
         return self._result(image, scaling, frame, buffer, self._fed)
 
     def _catch_up(self, frame: Frame, buffer: RingBuffer) -> tuple[Scaling, np.ndarray]:
@@ -276,6 +290,7 @@ class Reconstructor:
         across = np.ascontiguousarray(mean.transpose(0, 2, 1, 3))
         other = self._played(frames.transpose(0, 2, 1), scaling, across)
         image = (image + other.transpose(0, 2, 1, 3)) / 2
+        self._look_at_all(frames, scaling)
         result = self._result(image, scaling, frame, buffer, len(buffer))
         self._start_over()  # nobody goes on with the state of transposed frames
         return result
@@ -288,6 +303,52 @@ class Reconstructor:
         for array in before:
             self._carry(array, scaling, mean)
         return self._feed(last, scaling, mean)
+
+    def _look_at_all(self, frames: np.ndarray, scaling: Scaling) -> None:
+        """Look for what repeats in frames, (T, H, W) in ADU, where there are enough of them."""
+        self._weights = None
+        if self._frc and len(frames) >= frc.LEAST_FRAMES and not scaling.nothing_to_see:
+            for _ in self._look(frames, scaling, self._frc):
+                pass
+
+    def _go_on_looking(self, newest: int, buffer: RingBuffer, scaling: Scaling) -> None:
+        """Look for what repeats in a stream: at once at first, then a step now and then."""
+        count = self._step.manifest.frames
+        if not self._frc or len(buffer) < count or scaling.nothing_to_see:
+            return
+        if self._weights is None:
+            self._look_at_all(buffer.frames()[-count:], scaling)
+        elif newest % LOOKED_AT_EVERY == 0:
+            if self._looking is None:
+                self._looking = self._look(buffer.frames()[-count:], scaling, self._frc)
+            if next(self._looking, self) is self:  # at its end
+                self._looking = None
+
+    def _look(
+        self, frames: np.ndarray, scaling: Scaling, settings: frc.FrcSettings
+    ) -> Iterator[None]:
+        """Find what the images of the odd and of the even frames have in common, step by step."""
+        constants = self._constants  # of both: the PSF's width may be found anew meanwhile
+        images = []
+        for half in (frames[0::2], frames[1::2]):
+            images.append((yield from self._apart(half, scaling, constants)))
+        self._weights = frc.weights(frc.ring_correlation(*images), settings)
+
+    def _apart(
+        self, frames: np.ndarray, scaling: Scaling, constants: dict[str, np.ndarray]
+    ) -> Generator[None, None, np.ndarray]:
+        """Play frames, (T, H, W) in ADU, beside the stream; makes their image, (2H, 2W)."""
+        mean = _padded(scaling.normalize(frames.mean(axis=0, dtype=np.float32)), self._size)
+        self._step.resize(*self._size)  # a window has played transposed frames
+        state, before = self._step.zero_state(), frames[0]
+        for k, array in enumerate(frames):
+            inputs = self._inputs(array, before, scaling, mean) | constants | state
+            outputs = self._step.run(inputs, image=k == len(frames) - 1)
+            state, before = self._carried_on(outputs), array
+            self.steps += 1
+            yield
+        height, width = (self._step.manifest.upsampling * length for length in frames.shape[1:])
+        return outputs["image"][0, :height, :width, 0]
 
     def _fit(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Set the step up for frames of a shape; return the padded shape."""
@@ -328,20 +389,26 @@ class Reconstructor:
     def _run(
         self, array: np.ndarray, scaling: Scaling, mean: np.ndarray, image: bool
     ) -> dict[str, np.ndarray]:
-        size = (mean.shape[1], mean.shape[2])
         assert self._state is not None
-        inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
-        if "previous" in self._step.manifest.inputs:
-            before = array if self._previous is None else self._previous
-            inputs["previous"] = _padded(scaling.normalize(before), size)
-            self._previous = array
-        inputs |= self._constants
+        before = array if self._previous is None else self._previous
+        inputs = self._inputs(array, before, scaling, mean) | self._constants
+        self._previous = array
         outputs = self._step.run({**inputs, **self._state}, image)
         self.steps += 1
         self._state = self._carried_on(outputs)
         self._fed = min(self._fed + 1, self._step.manifest.frames)
         self._renew(inputs)
         return outputs
+
+    def _inputs(
+        self, array: np.ndarray, before: np.ndarray, scaling: Scaling, mean: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Make a frame ready, (H, W) in ADU, and the one before it where the network takes it."""
+        size = (mean.shape[1], mean.shape[2])
+        inputs = {"frame": _padded(scaling.normalize(array), size), "mean": mean}
+        if "previous" in self._step.manifest.inputs:
+            inputs["previous"] = _padded(scaling.normalize(before), size)
+        return inputs
 
     def _carried_on(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {into: outputs[out] for into, out in self._step.manifest.state.items()}
@@ -366,8 +433,11 @@ class Reconstructor:
     ) -> Reconstruction:
         upsampling = self._step.manifest.upsampling
         height, width = (upsampling * length for length in buffer.shape)
+        shown = image[0, :height, :width, 0]
+        if self._weights is not None:
+            shown = frc.weighed(shown, self._weights)
         return Reconstruction(
-            image=scaling.restore(image[0, :height, :width, 0]),
+            image=scaling.restore(shown),
             scaling=scaling,
             mode=self.mode,
             frames=frames,

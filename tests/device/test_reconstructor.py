@@ -9,7 +9,7 @@ import pytest
 
 from device import reconstructor
 from device.camera import Frame
-from device.model import Manifest
+from device.model import Frc, Manifest
 from device.normalize import NormalizationSettings, measure
 from device.psf_width import PsfEstimate
 from device.reconstructor import (
@@ -397,6 +397,114 @@ def test_nothing_is_looked_for_where_there_is_nothing_to_see():
     """Mutation: the width of a PSF is read out of noise."""
     noise = np.random.default_rng(0).poisson(100, (5, 64, 64)).astype(np.uint16)
     assert reconstruct_window(_finding(1.5), noise).psf_found is None
+
+
+class RepeatingStep(AddingStep):
+    """Shows what repeats in its frames: damps all else to nothing."""
+
+    def __init__(self, frames: int = 12) -> None:
+        super().__init__(frames)
+        numbers = {"none": 0.4, "full": 0.6, "floor": 0.0}
+        self.manifest = self.manifest.model_copy(update={"frc": Frc(**numbers)})
+
+
+def _speckled(count: int) -> np.ndarray:
+    """Coarse structure that every frame shows, under noise that none shares; (count, 32, 32)."""
+    y, x = np.indices((32, 32))
+    coarse = 1000 + 400 * np.cos(2 * np.pi * x / 32) * np.cos(2 * np.pi * y / 32)
+    return (coarse + np.random.default_rng(8).normal(0, 60, (count, 32, 32))).astype(np.float32)
+
+
+def test_a_window_shows_what_both_halves_of_its_frames_show():
+    """Mutations: halves that share frames; not weighed; weighed twice; weighed in another scale."""
+    stack = _speckled(12)
+    shown = reconstruct_window(RepeatingStep(), stack).image
+    raw = reconstruct_window(AddingStep(12), stack).image
+    truth = _doubled(12 * (stack.astype(np.float64).mean(0)))
+    assert np.corrcoef(shown.ravel(), truth.ravel())[0, 1] > 0.97
+    rough = [np.abs(np.diff(image[::2, ::2], 2, axis=0)).mean() for image in (shown, raw)]
+    assert rough[0] < 0.3 * rough[1]  # what pixels doubled in y and x add is the same in both
+    assert shown.mean() == pytest.approx(np.maximum(raw, 0).mean(), rel=0.01)
+
+
+def test_frames_that_are_all_the_same_are_shown_as_they_are():
+    """Mutation: halves of unequal frames, or of another mean."""
+    stack = np.repeat(_speckled(1), 12, axis=0)
+    stack[0] += 1  # noise so small that nothing is damped
+    shown, raw = (
+        reconstruct_window(step, stack).image for step in (RepeatingStep(), AddingStep(12))
+    )
+    np.testing.assert_allclose(shown, np.maximum(raw, 0), atol=0.01 * np.ptp(raw))
+
+
+def test_each_half_is_played_from_nothing_with_its_own_mean():
+    """Mutations: every frame in both halves; the mean of all; one half's state for the other."""
+    stack, step = _speckled(12), RepeatingStep()
+    scaling = reconstruct_window(step, stack).scaling
+    assert len(step.seen) == 12 + 12 + 6 + 6
+    for k, played in enumerate((step.seen[24:30], step.seen[30:])):
+        half = stack[k::2]
+        for given, frame in zip(played, half, strict=True):
+            np.testing.assert_allclose(given["frame"][0, ..., 0], scaling.normalize(frame))
+            np.testing.assert_allclose(
+                given["mean"][0, ..., 0], scaling.normalize(half.mean(0)), atol=1e-5
+            )
+        assert not played[0]["h"].any()
+
+
+def test_fewer_frames_than_tell_are_shown_as_they_are():
+    """Mutation: weights by a half of three frames; those of the window before."""
+    step, stack = RepeatingStep(), _speckled(24)
+    window = Reconstructor(step, "window")
+    buffer = RingBuffer(12, stack.shape[1:], stack.dtype)
+    _run(window, stack, buffer)
+    buffer.keep_last(7)
+    shown = window.push(Frame(stack[-1], 0, 24), buffer).image
+    raw = reconstruct_window(AddingStep(12), stack[-7:]).image
+    np.testing.assert_allclose(shown, raw, rtol=1e-6)
+
+
+def test_a_stream_looks_at_its_first_full_buffer_and_then_step_by_step():
+    """Mutations: nothing shown before; a whole window's work at one frame, again and again; never
+    again; another scene judged by the one before."""
+    step, stack = RepeatingStep(), _speckled(120)
+    stream = Reconstructor(step, "stream")
+    buffer = RingBuffer(12, stack.shape[1:], stack.dtype)
+    made = []
+    for index, array in enumerate(stack):
+        frame = Frame(array, index, index)
+        buffer.push(frame)
+        stream.push(frame, buffer)
+        made.append(len(step.seen))
+    steps = np.diff(made, prepend=0)  # at each frame
+    assert list(steps[:12]) == [1] * 11 + [1 + 12]
+    assert list(steps[12:60]) == [2, 1, 1, 1] * 12
+    first = stream._weights
+    assert first is not None and first.min() < 0.3
+    stream.begin_anew()
+    assert stream._weights is first
+    stream.reset()
+    assert stream._weights is None
+    before = len(step.seen)
+    _run(stream, stack[:11], RingBuffer(12, stack.shape[1:], stack.dtype))
+    assert len(step.seen) == before + 11
+
+
+def test_a_stream_is_judged_anew_as_it_goes_on():
+    """Mutation: the first weights for ever."""
+    stack = _speckled(12)
+    still = stack[:1] + np.arange(120, dtype=np.float32)[:, None, None] / 100
+    stream = Reconstructor(RepeatingStep(), "stream")
+    buffer = RingBuffer(12, stack.shape[1:], stack.dtype)
+    _run(stream, np.concatenate([stack, still]), buffer)
+    assert _weights_after(stack).min() < 0.3
+    assert stream._weights.min() > 0.9
+
+
+def _weights_after(stack: np.ndarray) -> np.ndarray:
+    stream = Reconstructor(RepeatingStep(), "stream")
+    _run(stream, stack, RingBuffer(12, stack.shape[1:], stack.dtype))
+    return stream._weights
 
 
 class Judging:

@@ -1,0 +1,87 @@
+"""Which bands repeat, and what is shown of those that do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from device.frc import BANDS, FrcSettings, ring_correlation, weighed, weights
+
+
+def _noise(shape: tuple[int, int], seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def _cosine(shape: tuple[int, int], ky: int, kx: int) -> np.ndarray:
+    """One cosine of the transform: it is continued by its mirror image."""
+    y, x = (np.pi * (np.arange(n) + 0.5) / n for n in shape)
+    return np.outer(np.cos(ky * y), np.cos(kx * x)).astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (128, 300), (32, 34)])
+def test_what_is_the_same_correlates_and_noise_does_not(shape):
+    """Mutations: no square root, no normalization; one image with itself; the brightness counts."""
+    same, one, other = (100 + _noise(shape, seed) for seed in range(3))
+    np.testing.assert_allclose(ring_correlation(same, 3 * same), 1, atol=1e-6)
+    np.testing.assert_allclose(ring_correlation(same, -same), -1, atol=1e-6)
+    # Of n cosines in a band the correlation of noise scatters by 1 / sqrt(n), n from a dozen up.
+    assert abs(ring_correlation(one, other)).mean() < 0.2
+
+
+def test_half_noise_correlates_by_a_half():
+    """Mutation: the power of one image alone in the denominator."""
+    same, one, other = (_noise((256, 256), seed) for seed in range(3))
+    found = ring_correlation(same + one, 2 * (same + other))
+    np.testing.assert_allclose(found[5:], 0.5, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ky", "kx", "cycles"), [(40, 0, 20 / 128), (0, 90, 45 / 200), (30, 60, 0.19)]
+)
+def test_a_band_is_a_frequency_in_cycles_per_px(ky, kx, cycles):
+    """Mutations: a frequency twice too high; axes taken for each other."""
+    shape = (128, 200)
+    one, other = _noise(shape, 1), _noise(shape, 2)
+    wave = 20 * _cosine(shape, ky, kx)
+    found = ring_correlation(one + wave, other + wave)
+    count = len(found)
+    assert count == 128 // 4
+    assert abs(np.argmax(found[2:]) + 2 - cycles * 2 * count) <= 1.6
+
+
+def test_an_empty_band_correlates_with_nothing():
+    """Mutation: NaN, of zero by zero, which would be an image of NaN."""
+    found = ring_correlation(np.ones((64, 64), np.float32), np.ones((64, 64), np.float32))
+    np.testing.assert_array_equal(found, 0)
+
+
+def test_weights_go_from_the_floor_to_one():
+    """Mutations: floor not added, or left out; the ends taken for each other; no clipping."""
+    settings = FrcSettings(none=0.2, full=0.6, floor=0.1)
+    found = weights(np.array([-1, 0.2, 0.4, 0.6, 1]), settings)
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.55, 1, 1])
+
+
+def test_a_wave_is_weighed_by_its_band_and_the_mean_is_left():
+    """Mutations: weights of the wrong band, squared or of one axis alone; the mean is damped."""
+    shape, of_bands = (96, 160), np.linspace(1, 0.2, BANDS)
+    for ky, kx in ((48, 0), (0, 80), (40, 30), (95, 159)):
+        cycles = min(np.hypot(ky / 192, kx / 320), 0.5)
+        weight = np.interp(cycles, (np.arange(BANDS) + 0.5) / (2 * BANDS), of_bands)
+        image = 5 + _cosine(shape, ky, kx)
+        expected = 5 + weight * _cosine(shape, ky, kx)
+        np.testing.assert_allclose(weighed(image, of_bands), expected, atol=1e-4)
+
+
+def test_weights_of_one_leave_an_image_as_it_is():
+    """Mutation: an image that is not the transform's own inverse."""
+    image = np.abs(_noise((64, 90), 3))
+    np.testing.assert_allclose(weighed(image, np.ones(16)), image, atol=1e-5)
+
+
+def test_no_brightness_is_below_zero():
+    """Mutation: what rings beside a point is shown as less than nothing."""
+    image = np.zeros((64, 64), np.float32)
+    image[32, 32] = 100
+    shown = weighed(image, np.where(np.arange(16) < 5, 1.0, 0.2))
+    assert shown.min() == 0 and 20 < shown.max() < 60
