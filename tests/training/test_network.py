@@ -111,9 +111,11 @@ def test_an_untrained_step_returns_the_mean_on_the_contracts_grid() -> None:
     frame, mean = rng.random((2, 1, 16, 20), np.float32)
     image = run(step, frame, mean, zero_state(step, 1, 16, 20))["image"][0, :, :, 0]
     expected = cv2.resize(mean[0], (40, 32), interpolation=cv2.INTER_LINEAR)
-    notch = np.eye(9)[4] - np.array([1, -8, 28, -56, 70, -56, 28, -8, 1]) / 256
+    places = np.arange(-4, 5)
+    gauss = np.exp(-(places**2) / 8)
+    notch = np.eye(9)[4] - (-1.0) ** places * gauss / gauss.sum()
     for axis in (0, 1):
-        expected = ndimage.correlate1d(expected, notch, axis=axis)
+        expected = ndimage.correlate1d(expected, notch / notch.sum(), axis=axis)
     np.testing.assert_allclose(image[5:-5, 5:-5], expected[5:-5, 5:-5], atol=1e-6)
 
 
@@ -133,7 +135,7 @@ def test_what_repeats_every_two_px_is_taken_away_and_coarser_structure_is_not(
     lattice = np.cos(np.pi * (ky * y + kx * x))
     np.testing.assert_allclose(shown(1 + lattice), 1, atol=1e-6)
     coarse = np.cos(np.pi / 4 * (ky * y + kx * x) + 0.3)
-    np.testing.assert_allclose(shown(coarse), coarse[6:-6, 6:-6], atol=0.002)
+    np.testing.assert_allclose(shown(coarse), coarse[6:-6, 6:-6], atol=0.04)
 
 
 def test_a_ramp_and_a_single_pixel_lie_where_the_contract_says() -> None:
