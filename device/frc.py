@@ -77,23 +77,31 @@ def weights(correlation: np.ndarray, settings: FrcSettings) -> np.ndarray:
     return settings.floor + (1 - settings.floor) * repeats
 
 
-def weighed(image: np.ndarray, of_bands: np.ndarray) -> np.ndarray:
-    """Weigh the spatial frequencies of an image, and leave its mean.
+def of_cosines(of_bands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Interpolate the weights of bands, (n,), to each cosine of an image, (H, W) float32.
+
+    They may be of images of another size. The weight of the mean is 1.
+    """
+    middles = (np.arange(len(of_bands)) + 0.5) / (2 * len(of_bands))
+    weight = np.interp(_frequency(shape), [0, *middles], [1, *of_bands])
+    return weight.astype(np.float32)
+
+
+def weighed(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weigh the spatial frequencies of an image.
 
     Parameters
     ----------
     image : ndarray
         (H, W), both even; not below 0.
-    of_bands : ndarray
-        (n,), from `weights` of images of any size.
+    weight : ndarray
+        (H, W) float32; see `of_cosines`.
 
     Returns
     -------
     ndarray
         (H, W) float32, not below 0.
     """
-    middles = (np.arange(len(of_bands)) + 0.5) / (2 * len(of_bands))
-    weight = np.interp(_frequency(image.shape), [0, *middles], [1, *of_bands]).astype(np.float32)
     shown = cv2.idct(cv2.dct(np.ascontiguousarray(image, np.float32)) * weight)
     return np.maximum(shown, 0)
 

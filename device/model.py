@@ -190,7 +190,7 @@ class Manifest(_Strict):
     normalization : Normalization
         Numbers of the one formula.
     frc : Frc or None
-        How much is shown of the detail that does not repeat; None, as before 0.15.0: all of it.
+        How much is shown of the detail that does not repeat; None: all of it.
     psf_sigma_px : tuple of float
         Range of PSF widths that the model was trained for, in input px.
     pixel_size_nm : tuple of float or None

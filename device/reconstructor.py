@@ -28,8 +28,8 @@ change it by less than half a step, and after some hundred frames that shows. Th
 the older state's; the younger one costs what a frame without an image does."""
 
 LOOKED_AT_EVERY = 4
-"""Frames of a stream between two steps of looking for what repeats: it costs a few hundredths of
-the time, and is done anew once in as many windows."""
+"""Frames of a stream between two steps of looking for what repeats, which takes as many steps as a
+window: the answer is renewed once in as many windows."""
 
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
@@ -130,7 +130,7 @@ class Reconstructor:
         self._younger: dict[str, np.ndarray] | None = None
         self._age = 0
         self._frc = step.manifest.frc and step.manifest.frc.settings()
-        self._weights: np.ndarray | None = None  # of bands of spatial frequency
+        self._weights: np.ndarray | None = None  # of an image's cosines, (2H, 2W)
         self._looking: Iterator[None] | None = None
         self._size = (0, 0)
         self._previous: np.ndarray | None = None
@@ -321,7 +321,9 @@ class Reconstructor:
         elif newest % LOOKED_AT_EVERY == 0:
             if self._looking is None:
                 self._looking = self._look(buffer.frames()[-count:], scaling, self._frc)
-            if next(self._looking, self) is self:  # at its end
+            try:
+                next(self._looking)
+            except StopIteration:
                 self._looking = None
 
     def _look(
@@ -332,7 +334,8 @@ class Reconstructor:
         images = []
         for half in (frames[0::2], frames[1::2]):
             images.append((yield from self._apart(half, scaling, constants)))
-        self._weights = frc.weights(frc.ring_correlation(*images), settings)
+        of_bands = frc.weights(frc.ring_correlation(*images), settings)
+        self._weights = frc.of_cosines(of_bands, images[0].shape)
 
     def _apart(
         self, frames: np.ndarray, scaling: Scaling, constants: dict[str, np.ndarray]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from device.frc import BANDS, FrcSettings, ring_correlation, weighed, weights
+from device.frc import BANDS, FrcSettings, of_cosines, ring_correlation, weighed, weights
 
 
 def _noise(shape: tuple[int, int], seed: int) -> np.ndarray:
@@ -70,18 +70,21 @@ def test_a_wave_is_weighed_by_its_band_and_the_mean_is_left():
         weight = np.interp(cycles, (np.arange(BANDS) + 0.5) / (2 * BANDS), of_bands)
         image = 5 + _cosine(shape, ky, kx)
         expected = 5 + weight * _cosine(shape, ky, kx)
-        np.testing.assert_allclose(weighed(image, of_bands), expected, atol=1e-4)
+        np.testing.assert_allclose(weighed(image, of_cosines(of_bands, shape)), expected, atol=1e-4)
 
 
 def test_weights_of_one_leave_an_image_as_it_is():
     """Mutation: an image that is not the transform's own inverse."""
     image = np.abs(_noise((64, 90), 3))
-    np.testing.assert_allclose(weighed(image, np.ones(16)), image, atol=1e-5)
+    np.testing.assert_allclose(
+        weighed(image, of_cosines(np.ones(16), image.shape)), image, atol=1e-5
+    )
 
 
 def test_no_brightness_is_below_zero():
     """Mutation: what rings beside a point is shown as less than nothing."""
     image = np.zeros((64, 64), np.float32)
     image[32, 32] = 100
-    shown = weighed(image, np.where(np.arange(16) < 5, 1.0, 0.2))
+    of_bands = np.where(np.arange(16) < 5, 1.0, 0.2)
+    shown = weighed(image, of_cosines(of_bands, image.shape))
     assert shown.min() == 0 and 20 < shown.max() < 60
