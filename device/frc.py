@@ -37,8 +37,8 @@ class FrcSettings:
         may hold one true detail among much noise.
     """
 
-    none: float = 1 / 7
-    full: float = 1 / 3
+    none: float = 0.25
+    full: float = 0.42
     floor: float = 0.2
 
 

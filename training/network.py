@@ -43,7 +43,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from math import comb
 from typing import Any, NamedTuple
 
 import keras
@@ -109,7 +108,6 @@ class NetworkSettings(BaseModel):
 FOLD = 2  # pixels along each axis that are folded into channels
 SIZE_MULTIPLE = FOLD  # of the frame's height and width
 UPSAMPLING = 2
-NOTCH_ORDER = 8  # even; see `lattice_notch`
 FRAME_RANGE = (-1.0, 4.0)  # normalized; beyond it an int8 step saturates
 MEAN_RANGE = (-0.2, 2.5)  # the same of the mean
 INT8_STEPS = 255
@@ -450,34 +448,9 @@ class WholeImage(layers.Layer):
         self.outer_bias.assign((1 - shrinkage) * self.outer_bias + shrinkage * usual)
 
 
-def lattice_notch() -> tuple[np.ndarray, np.ndarray]:
-    """Make the kernels that take away what repeats every two output px, on the phases of enlarging.
-
-    Each output px is made by one of four kernels, that of its phase, and what these differ by
-    repeats every two px: a faint lattice. No optics that samples as `forward_model` has it passes
-    so fine a structure. The image is convolved with what passes ``1 - sin(pi f)^(2 n)`` along each
-    axis, f in cycles per px and n = `NOTCH_ORDER`: nothing at 1/2, all of what is even, 99.6 % at
-    1/4 (for the remedy see Sugawara et al., ICIP 2018; theirs is a moving average).
-
-    Returns
-    -------
-    tuple of ndarray
-        (9, 1, 4, 4) along y and (1, 9, 4, 4) along x, float32: y, x, from the phase, to the phase.
-    """
-    places = range(-NOTCH_ORDER, NOTCH_ORDER + 1)
-    sine = [(-1) ** k * comb(2 * NOTCH_ORDER, NOTCH_ORDER + k) / 4**NOTCH_ORDER for k in places]
-    line = np.eye(len(places))[NOTCH_ORDER] - sine
-    reach = NOTCH_ORDER // UPSAMPLING
-    phase = np.arange(UPSAMPLING)
-    taps = np.arange(-reach, reach + 1)[:, None, None]
-    distance = UPSAMPLING * taps + phase[:, None] - phase  # (tap, from, to)
-    along = np.pad(line, 1)[np.clip(distance + NOTCH_ORDER + 1, 0, len(line) + 1)]
-    same = np.eye(UPSAMPLING)
-    shape = (UPSAMPLING**2, UPSAMPLING**2)
-    return (
-        np.float32(np.einsum("yab,cd->yacbd", along, same).reshape(-1, 1, *shape)),
-        np.float32(np.einsum("xcd,ab->xacbd", along, same).reshape(1, -1, *shape)),
-    )
+def _enlarged(phases: Any) -> Any:
+    """Put the phases of folding and of enlarging in their places, (..., 16) to (B, 2H, 2W, 1)."""
+    return ops.depth_to_space(ops.depth_to_space(phases, FOLD), UPSAMPLING)
 
 
 @keras.saving.register_keras_serializable(package="learn2sofi")
@@ -566,10 +539,9 @@ class Step(keras.Model):
     ) -> Any:
         """Make the image, (B, 2H, 2W, 1), from the mean, the state and the PSF's width.
 
-        In the int8 file the mean is interpolated, what the head makes is added to it, and the
-        lattice is taken away, in float: see `quantize`. In training, `rounded` shows the head the
-        steps of int8. The mean is interpolated as it is; the head is shown it as `seen`, where that
-        is given.
+        In the int8 file the mean is interpolated, and what the head makes is added to it, in float:
+        see `quantize`. In training, `rounded` shows the head the steps of int8. The mean is
+        interpolated as it is; the head is shown it as `seen`, where that is given.
         """
         change = self.psf(psf_sigma_px)  # (B, knots)
         limits = self.settings.head_limits()[1 + len(self.head[:NEAR]) :]
@@ -581,11 +553,9 @@ class Step(keras.Model):
         modulations = self.modulations[1 + NEAR :]
         x = self._deepened(x, self.head[NEAR:], modulations, change, last, rounded)
         taps = self.upsampling.mirrored_kernel(0, 1)
-        phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")  # the mean's
-        phases = ops.add(phases, self.correct(x, rounded))  # (B, H, W, 4)
-        for notch in lattice_notch():
-            phases = ops.conv(phases, ops.cast(notch, phases.dtype), padding="same")
-        return ops.depth_to_space(ops.relu(phases), UPSAMPLING)
+        phases = ops.conv(mean, ops.cast(taps, mean.dtype), padding="same")
+        image = ops.depth_to_space(phases, UPSAMPLING)  # the mean, interpolated, (B, 2H, 2W, 1)
+        return ops.relu(ops.add(image, self.correct(x, rounded)))
 
     def whole_image_logits(
         self, mean: Any, h: Any, psf_sigma_px: Any, rounded: Rounding = exact
@@ -629,7 +599,7 @@ class Step(keras.Model):
         return x
 
     def correct(self, x: Any, rounded: Rounding) -> Any:
-        """Say what is to be added to the interpolated mean: its phases, (B, H, W, 4).
+        """Say what is to be added to the interpolated mean, (B, 2H, 2W, 1), from the head.
 
         It comes in two parts that int8 holds well. One int8 tensor for all that an image may hold,
         from `LOWEST` up to the brightest point, would have steps that show in smooth specimens. The
@@ -642,9 +612,9 @@ class Step(keras.Model):
         usual = ops.relu6(self.correction(x, factor=scale, offset=-scale * LOWEST))
         other = scale / 2
         beyond = ops.relu(self.correction(x, factor=other, offset=-other * USUAL))
-        usual = ops.depth_to_space(rounded(usual, ACTIVATION_RANGE), FOLD)
-        beyond = ops.depth_to_space(beyond, FOLD)
-        return ops.add(ops.add(usual / scale, beyond / other), LOWEST)
+        usual = _enlarged(rounded(usual, ACTIVATION_RANGE))
+        image = ops.add(usual / scale, _enlarged(beyond) / other)
+        return ops.add(image, LOWEST)
 
     def scale_head(self, gain: float) -> None:
         """Multiply all activations of the head, and nothing that leaves it below the limits.

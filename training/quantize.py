@@ -82,9 +82,8 @@ file with a later one."""
 
 MOST_BYTES = 1_000_000  # of an int8 step; ours has 0.6 million
 
-LAST_STEP = Counter({"CONV_2D": 3, "DEPTH_TO_SPACE": 1, "MUL": 2, "ADD": 3})
-"""What of the int8 step computes in float: the mean's interpolation, the sum of the image's parts,
-and what takes its lattice away."""
+LAST_STEP = Counter({"CONV_2D": 1, "DEPTH_TO_SPACE": 1, "MUL": 2, "ADD": 3})
+"""What of the int8 step computes in float: the mean's interpolation and the sum of its parts."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -211,22 +210,23 @@ def _quantized(converter: Any) -> bytes:
 def last_step(model: bytes) -> list[str]:
     """Name what makes the image at last.
 
-    That is all behind the correction's phases, which are put in their places in int8: the sums and
-    factors, the interpolation of the input `mean`, and the last convolution. A node is named by its
-    output.
+    That is the sums and factors back to the correction's phases, which are enlarged, and the
+    interpolation of the input `mean`. A node is named by its output.
     """
     parsed = schema.ModelT.InitFromPackedBuf(model, 0)
     graph, (signature,) = parsed.subgraphs[0], parsed.signatureDefs
     names = operator_names(parsed)
     maker = {int(output): op for op in graph.operators for output in op.outputs}
-    (image,) = (each.tensorIndex for each in signature.outputs if each.name == b"image")
-    found, left = [], [image]
+    (mean,) = (each.tensorIndex for each in signature.inputs if each.name == b"mean")
+    found, left = [], [each.tensorIndex for each in signature.outputs if each.name == b"image"]
     while left:
         tensor = int(left.pop())
         if tensor not in maker:
             continue
         op = maker[tensor]
-        if tensor == image or names[op.opcodeIndex] != "DEPTH_TO_SPACE":
+        kind, source = names[op.opcodeIndex], maker.get(int(op.inputs[0]))
+        of_mean = mean in op.inputs or (source is not None and mean in source.inputs)
+        if kind in ("ADD", "MUL") or (kind in ("CONV_2D", "DEPTH_TO_SPACE") and of_mean):
             found.append(graph.tensors[tensor].name.decode())
             left += list(op.inputs)
     return found

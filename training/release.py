@@ -19,7 +19,6 @@ import h5py
 from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
-from device.frc import FrcSettings
 from device.model import EMBEDDED_NAME, MODELS_DIR, path_of_manifest
 from training import (
     accuracy,
@@ -73,7 +72,6 @@ def manifest(run: Path, version: str) -> dict[str, Any]:
         "outputs": _outputs(settings.network),
         "state": {"h": "h_out", "c": "c_out"},
         "normalization": asdict(settings.dataset.normalization),
-        "frc": asdict(FrcSettings()),
         "psf_sigma_px": list(settings.forward_model.psf_sigma_px),
         "pixel_size_nm": None,
         "training": _provenance(run),

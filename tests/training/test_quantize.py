@@ -139,8 +139,8 @@ def test_the_whole_step_is_int8_but_for_its_boundary(tiny_files: tuple[bytes, by
     assert counts["QUANTIZE"] >= 5
     assert counts["DEQUANTIZE"] == 4  # state and both parts of the correction
     # factors, 4 of the gates (fluctuation, mean, products, state), 2 of the head and its 1 layer,
-    # 2 of the correction, and in float the mean's interpolation and the lattice's notch, y and x
-    assert counts["CONV_2D"] == 13
+    # 2 of the correction, and in float the mean's interpolation
+    assert counts["CONV_2D"] == 11
     # how near the PSF's width is to the knots in two, and the scale of the head's sum and layer
     assert counts["FULLY_CONNECTED"] == 2 + 2
 
