@@ -59,7 +59,7 @@ VIEWS = ("raw", "mean", "std", "reconstruction", "error")
 
 _log = logging.getLogger(__name__)
 
-_WORK_KEPT = 15
+_WORK_KEPT = 16
 _FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
 _KEEPS_UP = 0.9
 # Frames without an image before one that has one. Together they take no longer than an image does:
@@ -219,25 +219,32 @@ def backoff_delays_s(first_s: float = 0.5, longest_s: float = 10.0) -> Iterator[
 class _Pace:
     """Tells whether the work keeps up with the camera; by its median, as some of it is held up.
 
+    Some images are made with a second step beside them (`device.reconstructor.LOOKED_AT_EVERY`):
+    the median is that of a step, and as many count for an image as there were on average.
+
     Slow steps alone prove nothing while the queue takes what they leave: a machine that is busy for
     a moment catches up. Behind is who has let the queue run over; until the work is fast enough.
     """
 
     def __init__(self) -> None:
-        self._work_s: deque[float] = deque(maxlen=_WORK_KEPT)  # of frames that got an image
+        self._step_s: deque[float] = deque(maxlen=_WORK_KEPT)  # for frames that got an image
+        self._steps: deque[int] = deque(maxlen=_WORK_KEPT)
         self.behind = False
 
-    def add(self, work_s: float) -> None:
-        self._work_s.append(work_s)
+    def add(self, work_s: float, steps: int) -> None:
+        """Take note of the work for an image: a step, two of them, or a buffer to catch up with."""
+        self._step_s.append(work_s / max(1, steps))
+        self._steps.append(min(max(1, steps), 2))
 
     def note(self, overrun: bool, interval_s: float) -> None:
         """Take note of whether the queue has run over: `behind` says how things stand."""
         self.behind = (self.behind or overrun) and not self._keeps_up(interval_s)
 
     def _keeps_up(self, interval_s: float) -> bool:
-        if len(self._work_s) < _FIRST_STEPS or interval_s <= 0:
+        if len(self._step_s) < _FIRST_STEPS or interval_s <= 0:
             return True
-        return statistics.median(self._work_s) < _KEEPS_UP * interval_s
+        work_s = statistics.median(self._step_s) * statistics.mean(self._steps)
+        return work_s < _KEEPS_UP * interval_s
 
 
 class Pipeline:
@@ -906,6 +913,7 @@ class Pipeline:
     def _reconstruct(self, arrival: _Arrival, began_s: float) -> None:
         """Reconstruct with the newest frame and publish; a failure is shown, not died of."""
         assert self._buffer is not None
+        before = self._reconstructor.steps
         try:
             result = self._reconstructor.push(arrival.frame, self._buffer)
         except ModelError as error:
@@ -915,7 +923,7 @@ class Pipeline:
         with self._changed:
             self._publish(arrival, mean, result)
             if arrival.era.mode == "stream":
-                self._pace.add(self._clock() - began_s)
+                self._pace.add(self._clock() - began_s, self._reconstructor.steps - before)
             callbacks = tuple(self._callbacks)
         for callback in callbacks:
             self._call(callback)

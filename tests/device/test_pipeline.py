@@ -12,7 +12,7 @@ import pytest
 
 from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream, Frame
 from device.model import Manifest, ModelError
-from device.pipeline import Pipeline, backoff_delays_s
+from device.pipeline import Pipeline, _Pace, backoff_delays_s
 from device.preparation import Preparation
 from device.psf_width import PsfEstimate
 from device.reconstructor import Reconstructor
@@ -289,6 +289,26 @@ def test_the_newest_wins_where_the_step_is_too_slow(rig, work_s, came, waiting):
     step.gate.set()
     _processed(pipeline, 7 + waiting)
     assert pipeline.latest("raw").index == 6 + came
+
+
+@pytest.mark.parametrize(
+    ("step_s", "steps", "behind"),
+    [
+        (0.8, [1, 1, 1, 1], False),
+        (0.8, [1, 1, 1, 2], True),
+        (0.7, [1, 1, 1, 2], False),
+        (0.5, [2, 2, 2, 2], True),
+        (0.7, [1, 1, 1, 30], False),  # a buffer that was caught up with, once
+    ],
+)
+def test_a_second_step_with_some_images_counts(step_s, steps, behind):
+    """Mutations: the median of the images' work, which does not see every fourth; the work of a
+    whole buffer as that of every image."""
+    pace = _Pace()
+    for count in 4 * steps if max(steps) < 30 else [1, 1, 1] * 4 + steps:
+        pace.add(step_s * count, count)
+    pace.note(overrun=True, interval_s=1.0)
+    assert pace.behind is behind
 
 
 @pytest.mark.parametrize(("came", "carried", "skipped"), [(12, 2, 9), (31, 2, 28)])
