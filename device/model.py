@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from device import expected_error, psf_width
 from device.errors import UserError
 from device.expected_error import ErrorEstimator
-from device.frc import FrcSettings
 from device.normalize import NormalizationSettings
+from device.output_filter import OutputFilterSettings
 from device.psf_width import PsfWidthEstimator
 
 _log = logging.getLogger(__name__)
@@ -135,22 +135,23 @@ class Normalization(_Strict):
         return NormalizationSettings(**numbers)
 
 
-class Frc(_Strict):
-    """The numbers of `device.frc`; see `FrcSettings`."""
+class OutputFilter(_Strict):
+    """The numbers of `device.output_filter`; see `OutputFilterSettings`."""
 
+    notch_order: int = Field(ge=1)
     none: float = Field(ge=0, lt=1)
     full: float = Field(gt=0, le=1)
     floor: float = Field(ge=0, le=1)
 
     @model_validator(mode="after")
-    def _ascends(self) -> Frc:
+    def _ascends(self) -> OutputFilter:
         if not self.none < self.full:
             raise ValueError("none must be below full")
         return self
 
-    def settings(self) -> FrcSettings:
-        """Return the numbers in the form that `device.frc.weights` takes."""
-        return FrcSettings(**self.model_dump())
+    def settings(self) -> OutputFilterSettings:
+        """Return the numbers in the form that `device.output_filter` takes."""
+        return OutputFilterSettings(**self.model_dump())
 
 
 class Manifest(_Strict):
@@ -189,8 +190,8 @@ class Manifest(_Strict):
         Input name to the output which is given back to it at the next step.
     normalization : Normalization
         Numbers of the one formula.
-    frc : Frc or None
-        How much is shown of the detail that does not repeat; None: all of it.
+    output_filter : OutputFilter or None
+        What is filtered out of the network's image; None: nothing.
     psf_sigma_px : tuple of float
         Range of PSF widths that the model was trained for, in input px.
     pixel_size_nm : tuple of float or None
@@ -215,7 +216,7 @@ class Manifest(_Strict):
     outputs: dict[str, TensorSpec]
     state: dict[str, str]
     normalization: Normalization
-    frc: Frc | None = None
+    output_filter: OutputFilter | None = None
     psf_sigma_px: tuple[float, float]
     pixel_size_nm: tuple[float, float] | None = None
     training: dict[str, Any] = {}

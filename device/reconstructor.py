@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import cv2
 import numpy as np
 
-from device import frc
+from device import output_filter
 from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
 from device.model import Step
@@ -21,6 +21,7 @@ from device.scene import Change, SceneWatch
 
 Mode = Literal["stream", "window"]
 MODES: tuple[str, ...] = get_args(Mode)
+_Made = TypeVar("_Made")
 RENEWED_AFTER = 120
 """Frames after which a stream's state gets a successor, begun from zero, which takes its place
 after as many again: no state is older than twice that. An int8 state does not take in what would
@@ -28,8 +29,9 @@ change it by less than half a step, and after some hundred frames that shows. Th
 the older state's; the younger one costs what a frame without an image does."""
 
 LOOKED_AT_EVERY = 4
-"""Frames of a stream between two steps of looking for what repeats, which takes as many steps as a
-window: the answer is renewed once in as many windows."""
+"""Images of a stream between two steps of looking for what repeats, which takes as many steps as a
+window: the answer is renewed once in as many windows. The first look makes a step with every image:
+half a machine's time, but never many steps at once."""
 
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
@@ -122,21 +124,21 @@ class Reconstructor:
             raise ValueError(f"the mode is stream or window, not {mode}")
         self.mode: Mode = mode
         self.interval_s = interval_s
+        self.steps = 0
         self._step = step
         self._normalization = step.manifest.normalization.settings()
         self._psf_watch = step.psf_width and PsfWatch(step.psf_width, step.manifest.frames)
-        self.set_psf(psf_sigma_px)
         self._state: dict[str, np.ndarray] | None = None
         self._younger: dict[str, np.ndarray] | None = None
         self._age = 0
-        self._frc = step.manifest.frc and step.manifest.frc.settings()
-        self._weights: np.ndarray | None = None  # of an image's cosines, (2H, 2W)
-        self._looking: Iterator[None] | None = None
-        self._size = (0, 0)
+        self._filter = step.manifest.output_filter and step.manifest.output_filter.settings()
+        self._damping: np.ndarray | None = None  # of an image's cosines, (2H, 2W)
+        self._look_again()
+        self._shape = (0, 0)  # of the frames
         self._previous: np.ndarray | None = None
         self._fed = 0
         self._scene = SceneWatch()
-        self.steps = 0
+        self.set_psf(psf_sigma_px)
 
     def reset(self) -> None:
         """Forget all frames: the next one is the first.
@@ -147,13 +149,13 @@ class Reconstructor:
         if self._psf_watch:
             self._psf_watch.reset()
             self._tell_psf()
-        self._weights = None
+        self._damping = None
         self._start_over()
 
     def begin_anew(self) -> None:
-        """Forget all frames, but neither the PSF's width nor what repeats: see `reset`.
+        """Forget all frames, but neither the PSF's width nor what is damped: see `reset`.
 
-        The specimen may still be the same.
+        The specimen may still be the same. Both are looked for anew.
         """
         if self._psf_watch:
             self._psf_watch.look_again()
@@ -165,7 +167,13 @@ class Reconstructor:
         self._state = None
         self._previous = None
         self._fed = 0
-        self._looking = None
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Have the next look for what repeats begin at once; what is damped stays until then."""
+        self._look: Iterator[None] | None = None
+        self._looked = False
+        self._images = 0
 
     def scene_changed(self, array: np.ndarray) -> Change | None:
         """Look at the next frame, and forget those before it where the scene has changed by it.
@@ -194,6 +202,7 @@ class Reconstructor:
         """Give the width of the PSF in input px; None where it is not known."""
         self._psf_given_px = sigma_px
         self._tell_psf()
+        self._look_again()
 
     @property
     def psf_found(self) -> PsfEstimate | None:
@@ -257,7 +266,7 @@ class Reconstructor:
         """Make one step with the newest frame, by the statistics of the frames up to it."""
         scaling, mean = self._catch_up(frame, buffer)
         image = self._feed(frame.array, scaling, mean)
-        self._go_on_looking(frame.index, buffer, scaling)
+        self._go_on_looking(buffer, scaling)
         return self._result(image, scaling, frame, buffer, self._fed)
 
     def _catch_up(self, frame: Frame, buffer: RingBuffer) -> tuple[Scaling, np.ndarray]:
@@ -267,8 +276,8 @@ class Reconstructor:
         """
         padded_size = self._fit(buffer.shape)
         before: Iterable[np.ndarray] = ()  # (H, W) each
-        if self._state is None or self._size != padded_size:
-            self._begin(padded_size)
+        if self._state is None or self._shape != buffer.shape:
+            self._begin(buffer.shape)
             before = buffer.frames()[:-1]
         scaling, mean = self._measure(frame, buffer, padded_size)
         for array in before:
@@ -283,75 +292,93 @@ class Reconstructor:
         takes away a part of its errors, and of int8's.
         """
         padded_size = self._fit(buffer.shape)
-        self._begin(padded_size)
+        self._begin(buffer.shape)
         scaling, mean = self._measure(frame, buffer, padded_size)
         frames = buffer.frames()  # (T, H, W)
-        image = self._played(frames, scaling, mean)
+        image = _finished(self._play(frames, scaling, mean, self._constants))
         across = np.ascontiguousarray(mean.transpose(0, 2, 1, 3))
-        other = self._played(frames.transpose(0, 2, 1), scaling, across)
+        transposed = frames.transpose(0, 2, 1)
+        other = _finished(self._play(transposed, scaling, across, self._constants))
         image = (image + other.transpose(0, 2, 1, 3)) / 2
-        self._look_at_all(frames, scaling)
+        self._look_at_once(frames, scaling)
         result = self._result(image, scaling, frame, buffer, len(buffer))
-        self._start_over()  # nobody goes on with the state of transposed frames
+        self._start_over()  # a stream does not go on with a window
         return result
 
-    def _played(self, frames: np.ndarray, scaling: Scaling, mean: np.ndarray) -> np.ndarray:
-        """Play frames, (T, H, W) in ADU, from the zero state; returns the last image."""
-        self._step.resize(mean.shape[1], mean.shape[2])
-        self._begin_from_zero()
-        *before, last = frames
-        for array in before:
-            self._carry(array, scaling, mean)
-        return self._feed(last, scaling, mean)
-
-    def _look_at_all(self, frames: np.ndarray, scaling: Scaling) -> None:
-        """Look for what repeats in frames, (T, H, W) in ADU, where there are enough of them."""
-        self._weights = None
-        if self._frc and len(frames) >= frc.LEAST_FRAMES and not scaling.nothing_to_see:
-            for _ in self._look(frames, scaling, self._frc):
-                pass
-
-    def _go_on_looking(self, newest: int, buffer: RingBuffer, scaling: Scaling) -> None:
-        """Look for what repeats in a stream: at once at first, then a step now and then."""
-        count = self._step.manifest.frames
-        if not self._frc or len(buffer) < count or scaling.nothing_to_see:
-            return
-        if self._weights is None:
-            self._look_at_all(buffer.frames()[-count:], scaling)
-        elif newest % LOOKED_AT_EVERY == 0:
-            if self._looking is None:
-                self._looking = self._look(buffer.frames()[-count:], scaling, self._frc)
-            try:
-                next(self._looking)
-            except StopIteration:
-                self._looking = None
-
-    def _look(
-        self, frames: np.ndarray, scaling: Scaling, settings: frc.FrcSettings
-    ) -> Iterator[None]:
-        """Find what the images of the odd and of the even frames have in common, step by step."""
-        constants = self._constants  # of both: the PSF's width may be found anew meanwhile
-        images = []
-        for half in (frames[0::2], frames[1::2]):
-            images.append((yield from self._apart(half, scaling, constants)))
-        of_bands = frc.weights(frc.ring_correlation(*images), settings)
-        self._weights = frc.of_cosines(of_bands, images[0].shape)
-
-    def _apart(
-        self, frames: np.ndarray, scaling: Scaling, constants: dict[str, np.ndarray]
+    def _play(
+        self,
+        frames: np.ndarray,
+        scaling: Scaling,
+        mean: np.ndarray,
+        constants: dict[str, np.ndarray],
     ) -> Generator[None, None, np.ndarray]:
-        """Play frames, (T, H, W) in ADU, beside the stream; makes their image, (2H, 2W)."""
-        mean = _padded(scaling.normalize(frames.mean(axis=0, dtype=np.float32)), self._size)
-        self._step.resize(*self._size)  # a window has played transposed frames
+        """Play frames, (T, H, W) in ADU, from the zero state, beside the stream.
+
+        Yields before each step; returns the last image, (1, 2H', 2W', 1).
+        """
+        self._step.resize(mean.shape[1], mean.shape[2])
         state, before = self._step.zero_state(), frames[0]
         for k, array in enumerate(frames):
+            yield
             inputs = self._inputs(array, before, scaling, mean) | constants | state
             outputs = self._step.run(inputs, image=k == len(frames) - 1)
             state, before = self._carried_on(outputs), array
             self.steps += 1
-            yield
-        height, width = (self._step.manifest.upsampling * length for length in frames.shape[1:])
-        return outputs["image"][0, :height, :width, 0]
+        return outputs["image"]
+
+    def _look_at_once(self, frames: np.ndarray, scaling: Scaling) -> None:
+        """Find what repeats in frames, (T, H, W) in ADU, where there are enough of them."""
+        self._damping = None
+        if not self._filter or len(frames) < output_filter.LEAST_FRAMES or scaling.nothing_to_see:
+            return
+        _finished(self._find_what_repeats(frames, scaling, self._filter))
+
+    def _go_on_looking(self, buffer: RingBuffer, scaling: Scaling) -> None:
+        """Go on to look for what repeats in a stream, whose buffer has a window's frames."""
+        count = self._step.manifest.frames
+        if not self._filter or len(buffer) < count or scaling.nothing_to_see:
+            return
+        self._images += 1
+        if self._looked and self._images % LOOKED_AT_EVERY:
+            return
+        if self._look is None:
+            frames = buffer.frames()[-count:]
+            self._look = self._find_what_repeats(frames, scaling, self._filter)
+            next(self._look)  # up to its first step
+        try:
+            next(self._look)
+        except StopIteration:
+            self._look, self._looked = None, True
+
+    def _find_what_repeats(
+        self, frames: np.ndarray, scaling: Scaling, settings: output_filter.OutputFilterSettings
+    ) -> Generator[None, None, None]:
+        """Find what the images of the odd and of the even frames have in common, step by step."""
+        size = padded_size(self._step, (frames.shape[1], frames.shape[2]))
+        constants = self._constants  # of both: the PSF's width may be found anew meanwhile
+        images = []
+        for half in (frames[0::2], frames[1::2]):  # (T / 2, H, W)
+            mean = _padded(scaling.normalize(half.mean(axis=0, dtype=np.float32)), size)
+            image = yield from self._play(half, scaling, mean, constants)
+            shown = self._cropped(image)
+            notch = output_filter.notch(shown.shape, settings.notch_order)
+            images.append(output_filter.weighed(shown, notch))
+        of_bands = output_filter.weights(output_filter.ring_correlation(*images), settings)
+        self._damping = output_filter.of_cosines(of_bands, images[0].shape)
+
+    def _filtered(
+        self, image: np.ndarray, settings: output_filter.OutputFilterSettings
+    ) -> np.ndarray:
+        """Take the lattice out of an image, (2H, 2W), and damp what does not repeat."""
+        weight = output_filter.notch(image.shape, settings.notch_order)
+        if self._damping is not None:
+            weight = weight * self._damping
+        return output_filter.weighed(image, weight)
+
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
+        """Cut the padding off an image, (1, 2H', 2W', 1); returns (2H, 2W)."""
+        height, width = (self._step.manifest.upsampling * length for length in self._shape)
+        return image[0, :height, :width, 0]
 
     def _fit(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Set the step up for frames of a shape; return the padded shape."""
@@ -359,19 +386,14 @@ class Reconstructor:
         self._step.resize(*size)
         return size
 
-    def _begin(self, padded_size: tuple[int, int]) -> None:
-        """Start from the zero state; frames of another size may have another PSF."""
-        if self._size == padded_size:
+    def _begin(self, shape: tuple[int, int]) -> None:
+        """Start from the zero state; frames of another shape may have another PSF."""
+        if self._shape == shape:
             self._start_over()
         else:
             self.reset()
-        self._size = padded_size
-        self._begin_from_zero()
-
-    def _begin_from_zero(self) -> None:
-        """Have the network forget all frames, at the size that the step is set up for."""
+        self._shape = shape
         self._state, self._younger, self._age = self._step.zero_state(), None, 0
-        self._previous = None
 
     def _measure(
         self, frame: Frame, buffer: RingBuffer, padded_size: tuple[int, int]
@@ -434,11 +456,9 @@ class Reconstructor:
         buffer: RingBuffer,
         frames: int,
     ) -> Reconstruction:
-        upsampling = self._step.manifest.upsampling
-        height, width = (upsampling * length for length in buffer.shape)
-        shown = image[0, :height, :width, 0]
-        if self._weights is not None:
-            shown = frc.weighed(shown, self._weights)
+        shown = self._cropped(image)
+        if self._filter:
+            shown = self._filtered(shown, self._filter)
         return Reconstruction(
             image=scaling.restore(shown),
             scaling=scaling,
@@ -454,6 +474,15 @@ class Reconstructor:
             psf_found=self.psf_found,
             sums=buffer.sums(),
         )
+
+
+def _finished(steps: Generator[None, None, _Made]) -> _Made:
+    """Take all steps at once; returns what they made."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(_Made, end.value)
 
 
 def error_inputs(

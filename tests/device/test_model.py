@@ -328,6 +328,11 @@ def _changed(**changes) -> dict:
     return {**manifest_fields(), **changes}
 
 
+def _filtering(**changes: float) -> dict:
+    numbers = {"notch_order": 8, "none": 0.1, "full": 0.3, "floor": 0.2}
+    return _changed(output_filter=numbers | changes)
+
+
 def _with_input(name: str, shape: list[int]) -> dict:
     fields = manifest_fields()
     fields["inputs"][name] = {"shape": shape}
@@ -356,6 +361,9 @@ def _with_output(name: str, shape: list[int]) -> dict:
         (_with_input("mean", [1, 16, 16, 1]), "gives mean the shape"),
         (_with_input("frame", [1, 32, 32, 3]), "gives the input frame the shape"),
         (_with_output("error", [1, 64, 64, 1]), "the model has the outputs"),
+        (_filtering(none=0.5, full=0.5), "wrong field output_filter"),
+        (_filtering(floor=1.5), "wrong field output_filter"),
+        (_filtering(notch_order=0), "wrong field output_filter"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(write_model, fields, words):

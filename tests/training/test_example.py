@@ -27,7 +27,7 @@ class Recorder:
         self.manifest = SimpleNamespace(
             normalization=normalization,
             takes_psf=False,
-            frc=None,
+            output_filter=None,
             inputs={"frame": None, "mean": None, "h": None},
             state={"h": "h_out"},
             frames=30,

@@ -1,11 +1,19 @@
-"""Which bands repeat, and what is shown of those that do not."""
+"""The lattice is taken out, and so is what does not repeat; nothing else."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from device.frc import BANDS, FrcSettings, of_cosines, ring_correlation, weighed, weights
+from device.output_filter import (
+    BANDS,
+    OutputFilterSettings,
+    notch,
+    of_cosines,
+    ring_correlation,
+    weighed,
+    weights,
+)
 
 
 def _noise(shape: tuple[int, int], seed: int) -> np.ndarray:
@@ -57,7 +65,7 @@ def test_an_empty_band_correlates_with_nothing():
 
 def test_weights_go_from_the_floor_to_one():
     """Mutations: floor not added, or left out; the ends taken for each other; no clipping."""
-    settings = FrcSettings(none=0.2, full=0.6, floor=0.1)
+    settings = OutputFilterSettings(none=0.2, full=0.6, floor=0.1)
     found = weights(np.array([-1, 0.2, 0.4, 0.6, 1]), settings)
     np.testing.assert_allclose(found, [0.1, 0.1, 0.55, 1, 1])
 
@@ -88,3 +96,28 @@ def test_no_brightness_is_below_zero():
     of_bands = np.where(np.arange(16) < 5, 1.0, 0.2)
     shown = weighed(image, of_cosines(of_bands, image.shape))
     assert shown.min() == 0 and 20 < shown.max() < 60
+
+
+@pytest.mark.parametrize(("ky", "kx"), [(1, 0), (0, 1), (1, 1)])
+def test_what_repeats_every_two_px_is_taken_out_and_coarser_structure_is_not(ky, kx):
+    """Mutations: a frequency twice too high, or of one axis alone; a lower order."""
+    shape = (96, 160)
+    weight = notch(shape, 8)
+    y, x = np.indices(shape)
+    lattice = np.cos(np.pi * (ky * y + kx * x))
+    shown = weighed(3 + lattice, weight)
+    np.testing.assert_allclose(shown[16:-16, 16:-16], 3, atol=0.01)
+    for period in (4, 5, 12):
+        coarse = 2 + np.cos(2 * np.pi / period * (ky * y + kx * x) + 0.3)
+        np.testing.assert_allclose(shown_inside(coarse, weight), coarse[16:-16, 16:-16], atol=0.02)
+
+
+def shown_inside(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return weighed(image, weight)[16:-16, 16:-16]
+
+
+def test_the_notch_draws_nothing_along_the_border():
+    """Mutation: zeros beyond the field, which stripe what reaches it by a tenth."""
+    y, x = np.indices((64, 90)) / 10
+    for image in (np.full((64, 90), 7.0), 20 + 3 * y - x + np.sin(y)):
+        np.testing.assert_allclose(weighed(image, notch(image.shape, 8)), image, rtol=2e-3)
