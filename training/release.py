@@ -20,6 +20,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from device.errors import UserError
 from device.model import EMBEDDED_NAME, MODELS_DIR, path_of_manifest
+from device.output_filter import OutputFilterSettings
 from training import (
     accuracy,
     calibration,
@@ -72,6 +73,7 @@ def manifest(run: Path, version: str) -> dict[str, Any]:
         "outputs": _outputs(settings.network),
         "state": {"h": "h_out", "c": "c_out"},
         "normalization": asdict(settings.dataset.normalization),
+        "output_filter": asdict(OutputFilterSettings()),
         "psf_sigma_px": list(settings.forward_model.psf_sigma_px),
         "pixel_size_nm": None,
         "training": _provenance(run),
