@@ -4,7 +4,8 @@
 what these differ by repeats every two px. The notch takes it away: ``1 - sin(pi f)^(2 n)`` along
 each axis, f in cycles per px, is 0 at 1/2 and 1 for all that is coarse. Camera pixels cannot tell
 so fine a structure from coarser ones. (For the lattice and another remedy, a moving average, see
-Sugawara et al., ICIP 2018.)
+Sugawara et al., ICIP 2018.) What the network shows as dark stays dark: a notch rings where
+brightness ends at 0, and would draw a faint line beside a bright one.
 
 **Detail that does not repeat.** The odd and the even frames are reconstructed apart. What the two
 images have in common at a spatial frequency is the specimen's, or a fault that both share; what
@@ -109,6 +110,12 @@ def of_cosines(of_bands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     middles = (np.arange(len(of_bands)) + 0.5) / (2 * len(of_bands))
     weight = np.interp(_frequency(shape), [0, *middles], [1, *of_bands])
     return weight.astype(np.float32)
+
+
+def without_lattice(image: np.ndarray, settings: OutputFilterSettings) -> np.ndarray:
+    """Take the lattice out of an image; arguments and result as of `weighed`."""
+    shown = weighed(image, notch(image.shape, settings.notch_order))
+    return np.where(image > 0, shown, np.float32(0))
 
 
 def weighed(image: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -360,9 +360,7 @@ class Reconstructor:
         for half in (frames[0::2], frames[1::2]):  # (T / 2, H, W)
             mean = _padded(scaling.normalize(half.mean(axis=0, dtype=np.float32)), size)
             image = yield from self._play(half, scaling, mean, constants)
-            shown = self._cropped(image)
-            notch = output_filter.notch(shown.shape, settings.notch_order)
-            images.append(output_filter.weighed(shown, notch))
+            images.append(output_filter.without_lattice(self._cropped(image), settings))
         of_bands = output_filter.weights(output_filter.ring_correlation(*images), settings)
         self._damping = output_filter.of_cosines(of_bands, images[0].shape)
 
@@ -370,10 +368,8 @@ class Reconstructor:
         self, image: np.ndarray, settings: output_filter.OutputFilterSettings
     ) -> np.ndarray:
         """Take the lattice out of an image, (2H, 2W), and damp what does not repeat."""
-        weight = output_filter.notch(image.shape, settings.notch_order)
-        if self._damping is not None:
-            weight = weight * self._damping
-        return output_filter.weighed(image, weight)
+        shown = output_filter.without_lattice(image, settings)
+        return shown if self._damping is None else output_filter.weighed(shown, self._damping)
 
     def _cropped(self, image: np.ndarray) -> np.ndarray:
         """Cut the padding off an image, (1, 2H', 2W', 1); returns (2H, 2W)."""

@@ -13,6 +13,7 @@ from device.output_filter import (
     ring_correlation,
     weighed,
     weights,
+    without_lattice,
 )
 
 
@@ -121,3 +122,14 @@ def test_the_notch_draws_nothing_along_the_border():
     y, x = np.indices((64, 90)) / 10
     for image in (np.full((64, 90), 7.0), 20 + 3 * y - x + np.sin(y)):
         np.testing.assert_allclose(weighed(image, notch(image.shape, 8)), image, rtol=2e-3)
+
+
+def test_what_is_dark_stays_dark():
+    """Mutation: what the notch rings beside an edge, which is drawn as a faint line."""
+    settings = OutputFilterSettings()
+    image = np.zeros((64, 64), np.float32)
+    image[20:26, 10:50] = 100
+    assert weighed(image, notch(image.shape, settings.notch_order))[image == 0].max() > 1
+    shown = without_lattice(image, settings)
+    assert shown[image == 0].max() == 0
+    np.testing.assert_allclose(shown[23, 13:47], 100, rtol=0.05)

@@ -11,7 +11,7 @@ from device import reconstructor
 from device.camera import Frame
 from device.model import Manifest, OutputFilter
 from device.normalize import NormalizationSettings, measure
-from device.output_filter import notch, weighed
+from device.output_filter import OutputFilterSettings, without_lattice
 from device.psf_width import PsfEstimate
 from device.reconstructor import (
     ReconstructionError,
@@ -417,7 +417,7 @@ def _speckled(count: int) -> np.ndarray:
 
 
 def _without_lattice(image: np.ndarray) -> np.ndarray:
-    return weighed(image, notch(image.shape, 8))
+    return without_lattice(image, OutputFilterSettings(notch_order=8))
 
 
 def test_a_window_shows_what_both_halves_of_its_frames_show():
