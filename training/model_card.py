@@ -48,6 +48,7 @@ test set, on which nothing was trained (`docs/frozen-test-set.md` says which cho
 | Frames | a window of {frames}, or a stream without end |
 | PSF it was trained for | sigma {sigma} camera px |
 | PSF that nobody tells | {found_by} |
+| Filter of the image | {filtered} |
 
 ## How good it is
 
@@ -180,6 +181,7 @@ def render_card(manifest: Mapping[str, Any], evaluation: Mapping[str, Any], para
         frames=manifest["frames"],
         sigma="{} to {}".format(*manifest["psf_sigma_px"]),
         found_by=_found_by(manifest),
+        filtered=_filtered(manifest),
         table=markdown(rows_of(evaluation)),
         int8=_int8(evaluation),
         accuracy=_accuracy(evaluation),
@@ -198,6 +200,19 @@ def _int8(evaluation: Mapping[str, Any]) -> str:
     losses = int8_losses(evaluation).items()
     rows = [[mode, f"{mean:+.3f}", f"{worst:+.3f}"] for mode, (mean, worst) in losses]
     return reports.table(["int8 less float32", "PSNR, dB, mean", "worst stack"], rows)
+
+
+def _filtered(manifest: Mapping[str, Any]) -> str:
+    """Say what the device takes out of the network's image."""
+    numbers = manifest.get("output_filter")
+    if not numbers:
+        return "none"
+    return (
+        f"`device/output_filter.py`: a notch of order {numbers['notch_order']} at half a cycle per "
+        f"output px; what odd and even frames show with a correlation below {numbers['full']:.2f} "
+        f"is damped, down to {numbers['floor']:g} at {numbers['none']:.2f}; all figures of ours "
+        "and of the twin are of filtered images"
+    )
 
 
 def _found_by(manifest: Mapping[str, Any]) -> str:

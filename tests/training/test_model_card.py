@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from training.model_card import PICTURES, _chosen, _further, int8_losses, replace_block
+from training.model_card import PICTURES, _chosen, _filtered, _further, int8_losses, replace_block
 
 
 def test_int8_losses_compare_stack_by_stack() -> None:
@@ -31,6 +31,14 @@ def test_the_card_says_that_estimates_were_shrunk() -> None:
     chosen = {"weights": "best", "updates": 3, "validation_db": 2.0, "mean_db": 1.0}
     assert "shrunk" not in _chosen(chosen)
     assert "whole image shrunk by 0.4" in _chosen(chosen | {"shrinkage": 0.4})
+
+
+def test_the_card_says_what_is_filtered_out() -> None:
+    """Mutations: numbers of another model, or mixed up; a model without a filter that fails."""
+    numbers = {"notch_order": 5, "none": 0.1, "full": 0.3, "floor": 0.4}
+    said = _filtered({"output_filter": numbers})
+    assert all(part in said for part in ("order 5", "below 0.30", "to 0.4 at 0.10"))
+    assert _filtered({}) == "none"
 
 
 def test_a_block_is_replaced_and_nothing_else(tmp_path: Path) -> None:
