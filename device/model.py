@@ -590,6 +590,8 @@ def _contradictions(manifest: Manifest) -> list[str]:
     for into, out in state.items():
         if into not in inputs or out not in outputs or inputs[into].shape != outputs[out].shape:
             problems.append(f"names a state {into} <- {out} that is no pair of equal tensors")
+    if manifest.output_filter and manifest.upsampling % 2:
+        problems.append("asks for a filter, which takes images of an even upsampling")
     return problems + _wrong_shapes(manifest)
 
 

@@ -14,11 +14,13 @@ alone is not told from it. Where they correlate by 1/3, half of the image of all
 (its own correlation with the truth would be sqrt(1/2): Rosenthal and Henderson, J. Mol. Biol. 333,
 721, 2003); finer detail than that is damped. Nothing is sharpened. That damping raises the
 correlation of odd and even frames by itself, so that this tells how much repeats of what is shown,
-not how well the network works. A stream is judged by its last frames, as many as a window has,
-though its state has seen more: it is damped a little more than it had to be.
+not how well the network works. A stream is judged by a window of its frames, the first it has and
+later one that is up to eight windows of images old, though its state has seen more: it is damped a
+little more than it had to be.
 
-All is done on the cosine transform: that of the image continued by its mirror image, so that
-neither filter has an edge at the border of the field.
+All is done on the cosine transform: that of the image continued by its mirror image, so that no
+structure is changed at the border of the field. A lattice, whose mirror image is out of step, is
+left in part in the outermost 5 px; and so it is where the network shows every second px as dark.
 """
 
 from __future__ import annotations
@@ -81,9 +83,8 @@ def ring_correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         px in equal parts; the last one holds the corners beyond, too. Each is summed with its
         `NEIGHBOURS`, the first and the last one with themselves in place of those they lack.
     """
-    frequency = _frequency(one.shape)
     count = max(1, min(BANDS, min(one.shape) // LEAST_PX_PER_BAND))
-    band = np.minimum((frequency * 2 * count).astype(int), count - 1).ravel()
+    band = _bands(one.shape, count)
     a, b = (cv2.dct(np.ascontiguousarray(image, np.float32)) for image in (one, other))
     a[0, 0] = b[0, 0] = 0  # the brightness as a whole
 
@@ -105,7 +106,8 @@ def weights(correlation: np.ndarray, settings: OutputFilterSettings) -> np.ndarr
 def of_cosines(of_bands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Interpolate the weights of bands, (n,), to each cosine of an image, (H, W) float32.
 
-    They may be of images of another size. The weight of the mean is 1.
+    They may be of images of another size. The weight of the mean is 1, and up to the middle of the
+    first band it goes over to that of this.
     """
     middles = (np.arange(len(of_bands)) + 0.5) / (2 * len(of_bands))
     weight = np.interp(_frequency(shape), [0, *middles], [1, *of_bands])
@@ -137,6 +139,13 @@ def weighed(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return np.maximum(shown, 0)
 
 
+@lru_cache(maxsize=2)
+def _bands(shape: tuple[int, ...], count: int) -> np.ndarray:
+    """Number of the band of each cosine, (H x W,) uint8."""
+    return np.minimum((_frequency(shape) * 2 * count).astype(np.uint8), count - 1).ravel()
+
+
+@lru_cache(maxsize=2)
 def _frequency(shape: tuple[int, ...]) -> np.ndarray:
     """Spatial frequency of each cosine, cycles per px, (H, W)."""
     along = [_cycles_per_px(length) for length in shape]

@@ -46,6 +46,7 @@ from device.camera import (
 from device.model import ModelError, Step
 from device.preparation import Preparation
 from device.reconstructor import (
+    LOOKED_AT_EVERY,
     MODES,
     Mode,
     Reconstruction,
@@ -59,7 +60,7 @@ VIEWS = ("raw", "mean", "std", "reconstruction", "error")
 
 _log = logging.getLogger(__name__)
 
-_WORK_KEPT = 16
+_WORK_KEPT = 4 * LOOKED_AT_EVERY
 _FIRST_STEPS = 5  # the first steps allocate and tell nothing of the later
 _KEEPS_UP = 0.9
 # Frames without an image before one that has one. Together they take no longer than an image does:
@@ -217,10 +218,11 @@ def backoff_delays_s(first_s: float = 0.5, longest_s: float = 10.0) -> Iterator[
 
 
 class _Pace:
-    """Tells whether the work keeps up with the camera; by its median, as some of it is held up.
+    """Tells whether the work for an image keeps up with the camera.
 
-    Some images are made with a second step beside them (`device.reconstructor.LOOKED_AT_EVERY`):
-    the median is that of a step, and as many count for an image as there were on average.
+    It is the median work for a step, as some of it is held up, times the steps that an image was
+    made with on average: some have a second one beside them (`LOOKED_AT_EVERY`). What a step of the
+    younger state takes (`RENEWED_AFTER`) is counted as the step's, as it comes with all or none.
 
     Slow steps alone prove nothing while the queue takes what they leave: a machine that is busy for
     a moment catches up. Behind is who has let the queue run over; until the work is fast enough.
@@ -232,9 +234,10 @@ class _Pace:
         self.behind = False
 
     def add(self, work_s: float, steps: int) -> None:
-        """Take note of the work for an image: a step, two of them, or a buffer to catch up with."""
-        self._step_s.append(work_s / max(1, steps))
-        self._steps.append(min(max(1, steps), 2))
+        """Take note of the work for an image, s: one step, two, or a buffer to catch up with."""
+        steps = max(1, steps)
+        self._step_s.append(work_s / steps)
+        self._steps.append(min(steps, 2))
 
     def note(self, overrun: bool, interval_s: float) -> None:
         """Take note of whether the queue has run over: `behind` says how things stand."""

@@ -13,7 +13,7 @@ import numpy as np
 from device import output_filter
 from device.camera import DTYPES, MIN_SIDE_PX, Frame
 from device.errors import UserError
-from device.model import Step
+from device.model import ModelError, Step
 from device.normalize import Scaling, measure
 from device.psf_width import PsfEstimate, PsfWatch, middle
 from device.ring_buffer import RingBuffer, Sums
@@ -30,8 +30,9 @@ the older state's; the younger one costs what a frame without an image does."""
 
 LOOKED_AT_EVERY = 4
 """Images of a stream between two steps of looking for what repeats, which takes as many steps as a
-window: the answer is renewed once in as many windows. The first look makes a step with every image:
-half a machine's time, but never many steps at once."""
+window: each takes as many windows of images, and then begins anew. The first look makes a step with
+every image: half a machine's time, but never many steps at once. Meanwhile a copy of the window's
+frames is kept."""
 
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
@@ -133,7 +134,9 @@ class Reconstructor:
         self._age = 0
         self._filter = step.manifest.output_filter and step.manifest.output_filter.settings()
         self._damping: np.ndarray | None = None  # of an image's cosines, (2H, 2W)
-        self._look_again()
+        self._look: Iterator[None] | None = None
+        self._looked = False
+        self._images_seen = 0  # of full buffers, since the look began anew
         self._shape = (0, 0)  # of the frames
         self._previous: np.ndarray | None = None
         self._fed = 0
@@ -171,9 +174,7 @@ class Reconstructor:
 
     def _look_again(self) -> None:
         """Have the next look for what repeats begin at once; what is damped stays until then."""
-        self._look: Iterator[None] | None = None
-        self._looked = False
-        self._images = 0
+        self._look, self._looked, self._images_seen = None, False, 0
 
     def scene_changed(self, array: np.ndarray) -> Change | None:
         """Look at the next frame, and forget those before it where the scene has changed by it.
@@ -289,7 +290,8 @@ class Reconstructor:
 
         The network is symmetric under mirrors, not under right angles: its images of the frames and
         of the transposed frames are averaged (self-ensemble: Lim et al., CVPR workshops 2017). That
-        takes away a part of its errors, and of int8's.
+        takes away a part of its errors, and of int8's. What is to be damped is judged by halves of
+        the frames that are played as they are alone.
         """
         padded_size = self._fit(buffer.shape)
         self._begin(buffer.shape)
@@ -302,6 +304,7 @@ class Reconstructor:
         image = (image + other.transpose(0, 2, 1, 3)) / 2
         self._look_at_once(frames, scaling)
         result = self._result(image, scaling, frame, buffer, len(buffer))
+        self._damping = None
         self._start_over()  # a stream does not go on with a window
         return result
 
@@ -334,12 +337,12 @@ class Reconstructor:
         _finished(self._find_what_repeats(frames, scaling, self._filter))
 
     def _go_on_looking(self, buffer: RingBuffer, scaling: Scaling) -> None:
-        """Go on to look for what repeats in a stream, whose buffer has a window's frames."""
+        """Go on to look for what repeats in a stream, once its buffer has a window's frames."""
         count = self._step.manifest.frames
         if not self._filter or len(buffer) < count or scaling.nothing_to_see:
             return
-        self._images += 1
-        if self._looked and self._images % LOOKED_AT_EVERY:
+        self._images_seen += 1
+        if self._looked and self._images_seen % LOOKED_AT_EVERY:
             return
         if self._look is None:
             frames = buffer.frames()[-count:]
@@ -349,11 +352,17 @@ class Reconstructor:
             next(self._look)
         except StopIteration:
             self._look, self._looked = None, True
+        except ModelError:
+            self._look_again()  # a generator that has failed would only end
+            raise
 
     def _find_what_repeats(
         self, frames: np.ndarray, scaling: Scaling, settings: output_filter.OutputFilterSettings
     ) -> Generator[None, None, None]:
-        """Find what the images of the odd and of the even frames have in common, step by step."""
+        """Find what to damp: what the images of the odd and of the even frames do not both show.
+
+        The frames are (T, H, W) in ADU. Yields before each step; at the end `_damping` is set.
+        """
         size = padded_size(self._step, (frames.shape[1], frames.shape[2]))
         constants = self._constants  # of both: the PSF's width may be found anew meanwhile
         images = []

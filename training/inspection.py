@@ -75,7 +75,10 @@ class Ends:
 
 
 class CountingStep(WatchedStep):
-    """Counts how much of the state it gives back has saturated; needs the int8 file."""
+    """Counts how much of the state it gives back has saturated; needs the int8 file.
+
+    All steps are counted: those of the stream, and those beside it to see what repeats.
+    """
 
     def __init__(self, step: Step, ends: Mapping[str, Ends]) -> None:
         super().__init__(step)
@@ -269,6 +272,6 @@ def signal_to_noise_db(
 def _some(step: Step, frames: np.ndarray) -> list[Tensors]:
     """Inputs of a window's steps a third, two thirds and all of the way through it."""
     recording = RecordingStep(step)
-    reconstruct_window(recording, frames)  # twice, as it is first
-    last = len(recording.calls) // 2 - 1
+    reconstruct_window(recording, frames)  # as they are first, then transposed and in halves
+    last = len(frames) - 1
     return [recording.calls[k] for k in (last // 3, 2 * last // 3, last)]

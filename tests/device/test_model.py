@@ -364,6 +364,7 @@ def _with_output(name: str, shape: list[int]) -> dict:
         (_filtering(none=0.5, full=0.5), "wrong field output_filter"),
         (_filtering(floor=1.5), "wrong field output_filter"),
         (_filtering(notch_order=0), "wrong field output_filter"),
+        ({**_filtering(), "upsampling": 3}, "asks for a filter"),
     ],
 )
 def test_a_manifest_that_does_not_fit_is_refused(write_model, fields, words):

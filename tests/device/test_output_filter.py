@@ -133,3 +133,23 @@ def test_what_is_dark_stays_dark():
     shown = without_lattice(image, settings)
     assert shown[image == 0].max() == 0
     np.testing.assert_allclose(shown[23, 13:47], 100, rtol=0.05)
+
+
+def test_a_band_is_summed_with_its_neighbours():
+    """Mutation: each by itself, which scatters more."""
+    one, other = np.zeros((2, 128, 128), np.float32)
+    for ky in range(1, 128):
+        wave = _cosine((128, 128), ky, 0)
+        one += wave
+        other += wave * (1 if 40 <= ky < 44 else -1)  # band 10 of 32, 4 cosines each
+    found = ring_correlation(one, other)
+    np.testing.assert_allclose(
+        found[[8, 9, 10, 11, 12]], [-1, -1 / 3, -1 / 3, -1 / 3, -1], atol=0.1
+    )
+
+
+def test_the_coarsest_structure_is_damped_less_than_its_band():
+    """Mutation: the mean, too, is damped as the first band."""
+    weight = of_cosines(np.full(16, 0.2), (64, 64))
+    assert weight[0, 0] == 1
+    assert 0.2 < weight[0, 1] < 1 and weight[0, 4] == pytest.approx(0.2)

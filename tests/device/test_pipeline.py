@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from device.camera import BrokenRecording, CameraError, CameraTimeout, EndOfStream, Frame
-from device.model import Manifest, ModelError
+from device.model import Manifest, ModelError, OutputFilter
 from device.pipeline import Pipeline, _Pace, backoff_delays_s
 from device.preparation import Preparation
 from device.psf_width import PsfEstimate
@@ -309,6 +309,21 @@ def test_a_second_step_with_some_images_counts(step_s, steps, behind):
         pace.add(step_s * count, count)
     pace.note(overrun=True, interval_s=1.0)
     assert pace.behind is behind
+
+
+def test_the_pace_is_told_the_steps_of_each_image(rig):
+    """Mutation: one for each, although a look at what repeats makes two."""
+    camera, step = ScriptedCamera(), CountingStep(frames=6)
+    filtering = OutputFilter(notch_order=8, none=0.1, full=0.3, floor=0.2)
+    always = step.manifest.normalization.model_copy(update={"min_contrast_sem": 0})
+    changes = {"output_filter": filtering, "normalization": always}
+    step.manifest = step.manifest.model_copy(update=changes)
+    pipeline = rig("stream", camera, step)
+    pipeline.start()
+    for index in range(11):
+        camera.put(index, start_index=index)
+        _processed(pipeline, index + 1)
+    assert list(pipeline._pace._steps) == [1] * 5 + [2] * 6
 
 
 @pytest.mark.parametrize(("came", "carried", "skipped"), [(12, 2, 9), (31, 2, 28)])

@@ -9,7 +9,7 @@ import pytest
 
 from device import reconstructor
 from device.camera import Frame
-from device.model import Manifest, OutputFilter
+from device.model import Manifest, ModelError, OutputFilter
 from device.normalize import NormalizationSettings, measure
 from device.output_filter import OutputFilterSettings, without_lattice
 from device.psf_width import PsfEstimate
@@ -560,11 +560,10 @@ def test_frames_of_odd_size_are_damped_without_their_padding(shape):
     """Mutation: padding that counts, or an image of its size."""
     stack = np.random.default_rng(3).poisson(200, (12, *shape)).astype(np.float32)
     stack[:, : shape[0] // 2] += 500
-    step = RepeatingStep()
-    window = Reconstructor(step, "window")
-    buffer = RingBuffer(12, shape, np.float32)
-    result = _run(window, stack, buffer)[-1]
-    assert result.image.shape == window._damping.shape == (2 * shape[0], 2 * shape[1])
+    stream = Reconstructor(RepeatingStep(), "stream")
+    result = _run(stream, np.concatenate([stack, stack]), RingBuffer(12, shape, np.float32))[-1]
+    assert result.image.shape == stream._damping.shape == (2 * shape[0], 2 * shape[1])
+    assert reconstruct_window(RepeatingStep(), stack).image.shape == result.image.shape
 
 
 def test_frames_of_another_shape_of_the_same_padded_size_begin_anew():
@@ -586,6 +585,112 @@ def test_a_stream_is_judged_anew_as_it_goes_on():
     assert stream._damping.min() < 0.3
     _run(stream, still, buffer)
     assert stream._damping.min() > 0.9
+
+
+def test_a_stream_does_not_go_on_with_what_a_window_damped():
+    """Mutation: the window's answer is kept, for frames that may be others by now."""
+    both, stack = Reconstructor(RepeatingStep(), "window"), _speckled(12)
+    buffer = RingBuffer(12, stack.shape[1:], stack.dtype)
+    _run(both, stack, buffer)
+    both.mode = "stream"
+    shown = _run(both, stack[:1], buffer)[0].image
+    raw = Reconstructor(AddingStep(12), "stream")
+    buffer = RingBuffer(12, stack.shape[1:], stack.dtype)
+    for array in np.concatenate([stack, stack[:1]])[-12:-1]:
+        buffer.push(Frame(array, 0, 0))
+    expected = _run(raw, stack[:1], buffer)[0].image
+    np.testing.assert_allclose(shown, _without_lattice(expected), atol=0.1)
+
+
+def test_a_look_that_fails_begins_anew():
+    """Mutation: it counts as one that has found something, and the next waits for four windows."""
+    step = RepeatingStep()
+    stream, buffer = Reconstructor(step, "stream"), RingBuffer(12, (32, 32), np.float32)
+    _steps_at_each_frame(stream, _speckled(14), buffer)
+    run, step.run = step.run, _failing_at_the_second_call(step.run)
+    with pytest.raises(ModelError):
+        _run(stream, _speckled(1), buffer)
+    step.run = run
+    assert _steps_at_each_frame(stream, _speckled(13), buffer) == [2] * 12 + [1]
+    assert stream._damping is not None
+
+
+def _failing_at_the_second_call(run):
+    calls = []
+
+    def once(*given, **named):
+        calls.append(0)
+        if len(calls) == 2:
+            raise ModelError("the runtime failed")
+        return run(*given, **named)
+
+    return once
+
+
+@pytest.mark.parametrize("mode", ["window", "stream"])
+def test_noise_is_not_looked_at(mode):
+    """Mutation: twice the steps where there is nothing to see."""
+    noise = np.random.default_rng(0).poisson(100, (24, 64, 64)).astype(np.uint16)
+    step = RepeatingStep()
+    reconstructor = Reconstructor(step, mode)
+    buffer = RingBuffer(12, (64, 64), np.uint16)
+    if mode == "stream":
+        assert _steps_at_each_frame(reconstructor, noise, buffer) == [1] * 24
+    else:
+        assert reconstruct_window(step, noise).nothing_to_see
+        assert reconstructor.steps == 0 and len(step.seen) == 24
+
+
+def test_a_look_is_at_the_last_frames_of_a_longer_buffer():
+    """Mutation: at the first of them, which a long buffer keeps for long."""
+    stack, step = _speckled(30), RepeatingStep()
+    stream, buffer = Reconstructor(step, "stream"), RingBuffer(30, (32, 32), np.float32)
+    for array in stack[:20]:
+        buffer.push(Frame(array, 0, 0))
+    _run(stream, stack[20:21], buffer)
+    scaling = stream._stream(Frame(stack[20], 0, 0), buffer).scaling
+    looked_at = step.seen[21]["frame"][0, ..., 0]
+    np.testing.assert_allclose(looked_at, scaling.normalize(stack[9]), atol=1e-5)
+
+
+class LatticeStep(RepeatingStep):
+    """Draws a lattice of its own over every image."""
+
+    def run(self, inputs, image=True):
+        outputs = super().run(inputs, image)
+        y, x = np.indices(outputs["image"].shape[1:3])
+        outputs["image"] = outputs["image"] + 0.2 * (1 + (-1.0) ** (y + x))[None, ..., None]
+        return outputs
+
+
+def test_a_lattice_is_not_taken_for_what_repeats():
+    """Mutation: halves with their lattice, so that the finest band repeats, noise and all."""
+    stack = _speckled(30)
+    found = []
+    for step in (RepeatingStep(), LatticeStep()):
+        stream = Reconstructor(step, "stream")
+        _steps_at_each_frame(stream, stack)
+        found.append(stream._damping)
+    middle = (slice(40, 60), slice(40, 60))
+    np.testing.assert_allclose(found[1][middle], found[0][middle], atol=0.2)
+
+
+@pytest.mark.parametrize("mode", ["window", "stream"])
+def test_each_step_of_a_look_has_the_frame_before_it(mode):
+    """Mutations: always the first; the last; that of the other half."""
+    stack, step = _speckled(24), RepeatingStep(extra=("previous",))
+    if mode == "window":
+        reconstruct_window(step, stack[:12])
+        halves = step.seen[24:30], step.seen[30:36]
+    else:
+        _steps_at_each_frame(Reconstructor(step, "stream"), stack)
+        looks = step.seen[12:36:2]
+        halves = looks[:6], looks[6:]
+    for half in halves:
+        before = half[0]["frame"]
+        for inputs in half:
+            np.testing.assert_array_equal(inputs["previous"], before)
+            before = inputs["frame"]
 
 
 class Judging:

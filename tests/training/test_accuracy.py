@@ -12,7 +12,7 @@ import pytest
 
 from device.errors import UserError
 from device.model import MODELS_DIR, Manifest, Step, load_step, newest_model
-from device.reconstructor import constant_inputs
+from device.reconstructor import constant_inputs, reconstruct_window
 from training import accuracy, drift, frozen, inspection, scenes
 from training.__main__ import main
 from training.evaluate import Score
@@ -263,6 +263,9 @@ def test_the_frames_noise_is_that_of_rounding(pair, scene, monkeypatch):
     frames = np.stack([next(series) for _ in range(30)])
     found, unmatched = inspection.signal_to_noise_db(files, steps, [frames])
     calls = inspection._some(steps["float32"], frames)
+    scaling = reconstruct_window(steps["float32"], frames).scaling
+    for call, k in zip(calls, (9, 19, 29), strict=True):
+        np.testing.assert_allclose(call["frame"][0, ..., 0], scaling.normalize(frames[k]))
     power = np.mean([np.mean(np.square(call["frame"], dtype=np.float64)) for call in calls])
     step = input_step(files["int8"], "frame")
     assert found["frame"] == pytest.approx(10 * np.log10(power / (step**2 / 12)), abs=1.0)

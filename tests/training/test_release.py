@@ -15,6 +15,7 @@ import pytest
 from device import expected_error
 from device.expected_error import ErrorEstimator
 from device.model import embedded_manifest, load_step
+from device.output_filter import OutputFilterSettings
 from device.psf_width import FEATURES, PsfWidthEstimator
 from device.reconstructor import constant_inputs
 from training import evaluate, frozen, lattice, location, quantize, resolution, speed, sweeps
@@ -159,6 +160,7 @@ def test_a_card_can_be_written_of_every_release(
     about = json.loads((run / "quantized.json").read_text())
     (run / "quantized.json").write_text(json.dumps(about | {"weights": weights}))
     content = manifest(run, "0.1.0")
+    assert content["output_filter"] == asdict(OutputFilterSettings())
     files = {form: {"file": f"m-{form}.tflite", "bytes": 1234} for form in ("int8", "float32")}
     methods = ["mean (bicubic)", "m-float32, window", "m-int8, window"]
     recipe = frozen.recipes()[0]
