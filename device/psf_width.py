@@ -9,8 +9,10 @@ together and the covariance is wider; how much so shows in its shape, in how str
 noise, and in the finest structure of the mean image, which two halves of the frames have in common.
 
 What is measured of this (`features`) goes through a few small networks, trained on simulated
-stacks (`training/psf_width.py`), which say the width and how far it may be wrong. Where nothing
-fluctuates they say nothing.
+stacks (`training/psf_width.py`), which say the width and how far it may be wrong. They are not
+asked where nothing fluctuates: there the mean image alone would speak, which takes a broad
+structure for a wide PSF. Whether something does is judged by pixels so far apart that a Bayer
+sensor's interpolation does not bring them together, beside what noise alone would make of them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ SQUARED_DISTANCES = (1, 2, 4, 5, 8, 9, 10, 13, 16, 18, 20, 25, 32, 36, 49, 64)
 BANDS = 24  # of spatial frequency, from 0 to Nyquist's along an axis
 LEAST_PX, FIELD_PX = 32, 256  # sides of a field; of a larger one the middle is enough
 LEAST_FRAMES = 4  # half of them are compared with the other half
+APART = SQUARED_DISTANCES.index(5)  # pixels that share no neighbour: (1, 2) px and the like
+DIRECTIONS = 8  # in which they lie
+LEAST_SIGNIFICANCE = 4.0  # covariance of pixels so far apart, in standard errors
 LIMIT = 5.0  # of a feature, in standard deviations of the training
 
 CAUTION = 0.6
@@ -85,8 +90,9 @@ def features(frames: np.ndarray) -> np.ndarray | None:
     frames = frames[:, *middle(frames.shape[1:])].astype(np.float32, copy=False)
     if len(frames) < LEAST_FRAMES or min(frames.shape[1:]) < LEAST_PX:
         return None
-    variance, *covariances = _covariances(frames - frames.mean(axis=0))
-    if not variance > _TINY:
+    fluctuation = frames - frames.mean(axis=0)
+    variance, *covariances = _covariances(fluctuation)
+    if not covariances[APART] > LEAST_SIGNIFICANCE * max(_noise_of(fluctuation), _TINY):
         return None
     nearest = max(covariances[0], _TINY)
     ratios = np.clip(np.array(covariances[1:]) / nearest, -1.0, 1.5)
@@ -123,6 +129,18 @@ def _covariances(fluctuation: np.ndarray) -> list[float]:
     pairs = np.outer(height - np.abs(reach), width - np.abs(reach))
     covariance, squared = sums / pairs, reach[:, None] ** 2 + reach**2
     return [float(covariance[squared == each].mean()) for each in (0, *SQUARED_DISTANCES)]
+
+
+def _noise_of(fluctuation: np.ndarray) -> float:
+    """Standard error of the covariance at `APART`, if all pixels of (T, H, W) were independent.
+
+    The covariance is a mean of products, each of which has the two pixels' variances' product as
+    its variance; each pair of pixels stands in it twice.
+    """
+    of_each = np.mean(np.square(fluctuation), axis=0, keepdims=True)  # variances, (1, H, W)
+    _, *products = _covariances(of_each)
+    pairs = fluctuation.size * DIRECTIONS / 2
+    return float(np.sqrt(max(products[APART], 0.0) / pairs))
 
 
 def _cross_spectrum(one: np.ndarray, other: np.ndarray) -> np.ndarray:

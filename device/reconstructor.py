@@ -227,8 +227,11 @@ class Reconstructor:
         def normalized() -> np.ndarray:
             return scaling.normalize(buffer.frames(middle(buffer.shape)))
 
+        told_before = self._psf_told_px
         if self._psf_watch.see(newest, len(buffer), normalized):
             self._tell_psf()
+            if told_before is None and self._psf_told_px is not None:
+                self._look_again()
 
     def push(self, frame: Frame, buffer: RingBuffer) -> Reconstruction | None:
         """Reconstruct with a new frame.
