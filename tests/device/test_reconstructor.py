@@ -537,6 +537,16 @@ def test_another_width_of_the_psf_is_looked_at_at_once():
     assert _steps_at_each_frame(stream, _speckled(13), buffer) == [2] * 12 + [1]
 
 
+def test_a_width_that_is_found_at_last_is_looked_at_at_once():
+    """Mutation: damped for four windows more by what was seen while none was known."""
+    step = RepeatingStep(extra=("psf_sigma_px",))
+    step.psf_width = Finding(1.5, relative_error=1.0)  # too unsure to be told
+    stream, buffer = Reconstructor(step, "stream"), RingBuffer(12, (32, 32), np.float32)
+    assert _steps_at_each_frame(stream, _speckled(35), buffer)[23:].count(2) == 3
+    step.psf_width.found = PsfEstimate(1.5, 1e-9)
+    assert _steps_at_each_frame(stream, _speckled(13), buffer) == [2] * 12 + [1]
+
+
 def test_a_look_is_told_one_width_of_the_psf_from_its_first_step_to_its_last():
     """Mutation: the width found meanwhile, from then on: halves that differ by it."""
     step = RepeatingStep(extra=("psf_sigma_px",))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from device import psf_width as on_device
 from training import psf_width
@@ -55,7 +56,8 @@ def test_the_command_simulates_once_and_trains_again(tiny_settings, tmp_path, mo
     first = (run / psf_width.ESTIMATOR).read_bytes()
     about = json.loads((run / psf_width.ABOUT).read_text())
     assert (about["stacks"], about["size_px"]) == (50, 32)
-    assert on_device.load(first).estimate(np.random.default_rng(1).random((30, 32, 32)))
+    flickering = gaussian_filter(np.random.default_rng(1).random((30, 32, 32)), (0, 1.5, 1.5))
+    assert on_device.load(first).estimate(flickering)
     monkeypatch.setattr(psf_width, "simulated", None)  # cannot be called
     assert main([*words, "50"]) == 0
     assert (run / psf_width.ESTIMATOR).read_bytes() == first
@@ -111,8 +113,10 @@ def test_another_number_of_workers_simulates_the_same(asked: Asked):
 def test_a_part_of_the_stacks_is_drawn_by_the_other_settings(asked: Asked):
     """Mutations: the other settings never, or always; a stack that is another one for having been
     chosen; what was drawn not said beside the networks."""
+    bright = {"photons": (1000, 1000), "speckle_contrast": (1, 1)}  # so that all of them fluctuate
     narrow, wide = (
-        asked.models[0].model_copy(update={"psf_sigma_px": each}) for each in ((1, 1.2), (2.5, 3.0))
+        asked.models[0].model_copy(update={"psf_sigma_px": each, **bright})
+        for each in ((1, 1.2), (2.5, 3.0))
     )
     ours, mixed, theirs = (
         replace(asked, models=[narrow, wide], also_part=part, stacks=12) for part in (0.0, 0.4, 1.0)
