@@ -50,10 +50,10 @@ def benchmark(
     -------
     dict
         ``machine``, ``size_px``, ``threads``; ``step_ms``, ``carried_ms`` and ``frame_ms``, medians
-        by form, of a step, of one without an image, and of all that a frame of a long stream takes:
-        statistics, normalization, the step, the younger state's, a fourth of one to see what
-        repeats, and the filter; ``error_ms``, the same of saying how far an image may be off, where
-        the model does; ``float32_over_int8``, the ratio of the steps' medians.
+        by form, of a step, of one without an image, and of what a frame of a long stream takes:
+        the watch for another scene, statistics, normalization, the step, the younger state's, a
+        fourth of one to see what repeats, and the filter; ``error_ms``, the same of saying how far
+        an image may be off, where the model does; ``float32_over_int8``, the ratio of the steps' medians.
 
     Raises
     ------
@@ -126,6 +126,8 @@ def _frame_call(step: Step, size: tuple[int, int]) -> Callable[[], object]:
         nonlocal count
         frame = Frame(arrays[count % len(arrays)], count * 10_000_000, count)
         count += 1
+        if change := reconstructor.scene_changed(frame.array):
+            buffer.keep_last(change.shown)
         buffer.push(frame)
         return reconstructor.push(frame, buffer)
 

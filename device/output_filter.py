@@ -4,8 +4,8 @@
 what these differ by repeats every two px. The notch takes it away: ``1 - sin(pi f)^(2 n)`` along
 each axis, f in cycles per px, is 0 at 1/2 and 1 for all that is coarse. Camera pixels cannot tell
 so fine a structure from coarser ones. (For the lattice and another remedy, a moving average, see
-Sugawara et al., ICIP 2018.) What the network shows as dark stays dark: a notch rings where
-brightness ends at 0, and would draw a faint line beside a bright one.
+Sugawara et al., ICIP 2018.) What the network shows as dark stays dark under the notch: it rings
+where brightness ends at 0, and would draw a faint line beside a bright one.
 
 **Detail that does not repeat.** The odd and the even frames are reconstructed apart. What the two
 images have in common at a spatial frequency is the specimen's, or a fault that both share; what
@@ -34,7 +34,7 @@ import numpy as np
 BANDS = 64  # of spatial frequency, from 0 to 0.5 cycles per output px; fewer of a small image
 LEAST_PX_PER_BAND = 4  # of the image's shorter side
 NEIGHBOURS = 1  # bands to either side that are summed with one
-LEAST_FRAMES = 8  # of both halves together; fewer would tell of themselves alone
+LEAST_FRAMES = 8  # of both halves together; fewer tell too little of the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,10 @@ def of_cosines(of_bands: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def without_lattice(image: np.ndarray, settings: OutputFilterSettings) -> np.ndarray:
-    """Take the lattice out of an image; arguments and result as of `weighed`."""
+    """Take the lattice out of an image, but leave px that are 0 so.
+
+    Arguments and result are those of `weighed`.
+    """
     shown = weighed(image, notch(image.shape, settings.notch_order))
     return np.where(image > 0, shown, np.float32(0))
 
@@ -134,6 +137,11 @@ def weighed(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     -------
     ndarray
         (H, W) float32, not below 0.
+
+    Raises
+    ------
+    cv2.error
+        H or W is odd.
     """
     shown = cv2.idct(cv2.dct(np.ascontiguousarray(image, np.float32)) * weight)
     return np.maximum(shown, 0)
@@ -142,10 +150,11 @@ def weighed(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _bands(shape: tuple[int, ...], count: int) -> np.ndarray:
     """Number of the band of each cosine, (H x W,) uint8."""
-    return np.minimum((_frequency(shape) * 2 * count).astype(np.uint8), count - 1).ravel()
+    band = np.minimum((_frequency(shape) * 2 * count).astype(np.uint8), count - 1).ravel()
+    band.flags.writeable = False
+    return band
 
 
-@lru_cache(maxsize=2)
 def _frequency(shape: tuple[int, ...]) -> np.ndarray:
     """Spatial frequency of each cosine, cycles per px, (H, W)."""
     along = [_cycles_per_px(length) for length in shape]

@@ -221,8 +221,10 @@ class _Pace:
     """Tells whether the work for an image keeps up with the camera.
 
     It is the median work for a step, as some of it is held up, times the steps that an image was
-    made with on average: some have a second one beside them (`LOOKED_AT_EVERY`). What a step of the
-    younger state takes (`RENEWED_AFTER`) is counted as the step's, as it comes with all or none.
+    made with on average: some have a second one beside them (`LOOKED_AT_EVERY`). What a step of
+    the younger state takes (`RENEWED_AFTER`) is counted as the step's, as it comes with all or
+    none: the second step, which has none, is taken for dearer than it is, and the pace for slower,
+    by a tenth.
 
     Slow steps alone prove nothing while the queue takes what they leave: a machine that is busy for
     a moment catches up. Behind is who has let the queue run over; until the work is fast enough.

@@ -29,10 +29,12 @@ change it by less than half a step, and after some hundred frames that shows. Th
 the older state's; the younger one costs what a frame without an image does."""
 
 LOOKED_AT_EVERY = 4
-"""Images of a stream between two steps of looking for what repeats, which takes as many steps as a
-window: each takes as many windows of images, and then begins anew. The first look makes a step with
-every image: half a machine's time, but never many steps at once. Meanwhile a copy of the window's
-frames is kept."""
+"""Images of a stream between two steps of looking for what repeats.
+
+A look takes as many steps as a window, and so the images of four windows; then the next begins. The
+first one makes a step with every image: half a machine's time, but never many steps at once.
+Meanwhile a copy of the buffer's frames is kept. An answer that no other has followed in twice that
+time, as where frames come in short bursts, is forgotten."""
 
 UNKNOWN_PSF = 0.0  # what a model is told where nobody knows the width
 
@@ -134,6 +136,7 @@ class Reconstructor:
         self._age = 0
         self._filter = step.manifest.output_filter and step.manifest.output_filter.settings()
         self._damping: np.ndarray | None = None  # of an image's cosines, (2H, 2W)
+        self._images_damped = 0  # by this answer
         self._look: Iterator[None] | None = None
         self._looked = False
         self._images_seen = 0  # of full buffers, since the look began anew
@@ -342,16 +345,22 @@ class Reconstructor:
     def _go_on_looking(self, buffer: RingBuffer, scaling: Scaling) -> None:
         """Go on to look for what repeats in a stream, once its buffer has a window's frames."""
         count = self._step.manifest.frames
-        if not self._filter or len(buffer) < count or scaling.nothing_to_see:
+        self._images_damped += 1
+        if self._images_damped > 2 * LOOKED_AT_EVERY * count:
+            self._damping = None
+        if scaling.nothing_to_see:
+            self._look = None  # what comes next may be another specimen
+            return
+        if not self._filter or len(buffer) < count:
             return
         self._images_seen += 1
         if self._looked and self._images_seen % LOOKED_AT_EVERY:
             return
-        if self._look is None:
-            frames = buffer.frames()[-count:]
-            self._look = self._find_what_repeats(frames, scaling, self._filter)
-            next(self._look)  # up to its first step
         try:
+            if self._look is None:
+                frames = buffer.frames()[-count:]
+                self._look = self._find_what_repeats(frames, scaling, self._filter)
+                next(self._look)  # up to its first step
             next(self._look)
         except StopIteration:
             self._look, self._looked = None, True
@@ -375,6 +384,7 @@ class Reconstructor:
             images.append(output_filter.without_lattice(self._cropped(image), settings))
         of_bands = output_filter.weights(output_filter.ring_correlation(*images), settings)
         self._damping = output_filter.of_cosines(of_bands, images[0].shape)
+        self._images_damped = 0
 
     def _filtered(
         self, image: np.ndarray, settings: output_filter.OutputFilterSettings

@@ -77,7 +77,8 @@ class Ends:
 class CountingStep(WatchedStep):
     """Counts how much of the state it gives back has saturated; needs the int8 file.
 
-    All steps are counted: those of the stream, and those beside it to see what repeats.
+    Every call is counted: those for the stream, for its younger state, for windows beside it, and
+    those that see what repeats.
     """
 
     def __init__(self, step: Step, ends: Mapping[str, Ends]) -> None:

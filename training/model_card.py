@@ -211,7 +211,8 @@ def _filtered(manifest: Mapping[str, Any]) -> str:
         f"`device/output_filter.py`: a notch of order {numbers['notch_order']} at half a cycle per "
         f"output px; what odd and even frames show with a correlation below {numbers['full']:.2f} "
         f"is damped, down to {numbers['floor']:g} at {numbers['none']:.2f}; all figures of ours "
-        "and of the twin are of filtered images, but streams of 30 frames have the notch alone"
+        "and of the twin are of filtered images, with the notch alone where there were fewer than "
+        "8 frames in a window, or 59 in a stream since it began"
     )
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from device import benchmark as module
 from device import cli
+from device.model import load_step
+from device.reconstructor import LOOKED_AT_EVERY
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,20 @@ def test_figures_of_both_forms(tmp_path, capsys):
     assert len(set(figures["models"].values())) == 2
     ratio = figures["step_ms"]["float32"] / figures["step_ms"]["int8"]
     assert figures["float32_over_int8"] == pytest.approx(ratio, rel=0.1)  # rounding of short times
+
+
+def test_a_frame_has_all_steps_of_a_long_stream(monkeypatch):
+    """Mutation: a young stream's, which has neither a younger state nor a look now and then."""
+    step, made = load_step(), []
+    run = step.run
+    monkeypatch.setattr(step, "run", lambda *given, **named: made.append(0) or run(*given, **named))
+    push = module._frame_call(step, (32, 32))
+    for _ in range(LOOKED_AT_EVERY):  # until all are in step
+        push()
+    made.clear()
+    for _ in range(4 * LOOKED_AT_EVERY):
+        push()
+    assert len(made) == 4 * (2 * LOOKED_AT_EVERY + 1)
 
 
 def test_a_size_that_is_no_multiple_is_padded(capsys):

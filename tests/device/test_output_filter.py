@@ -110,10 +110,10 @@ def test_what_repeats_every_two_px_is_taken_out_and_coarser_structure_is_not(ky,
     np.testing.assert_allclose(shown[16:-16, 16:-16], 3, atol=0.01)
     for period in (4, 5, 12):
         coarse = 2 + np.cos(2 * np.pi / period * (ky * y + kx * x) + 0.3)
-        np.testing.assert_allclose(shown_inside(coarse, weight), coarse[16:-16, 16:-16], atol=0.02)
+        np.testing.assert_allclose(_shown_inside(coarse, weight), coarse[16:-16, 16:-16], atol=0.02)
 
 
-def shown_inside(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def _shown_inside(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return weighed(image, weight)[16:-16, 16:-16]
 
 

@@ -647,8 +647,10 @@ def test_noise_is_not_looked_at(mode):
     if mode == "stream":
         assert _steps_at_each_frame(reconstructor, noise, buffer) == [1] * 24
     else:
-        assert reconstruct_window(step, noise).nothing_to_see
-        assert reconstructor.steps == 0 and len(step.seen) == 24
+        for array in noise[:12]:
+            buffer.push(Frame(array, 0, 0))
+        assert reconstructor.push(Frame(noise[11], 0, 0), buffer).nothing_to_see
+        assert reconstructor.steps == 24
 
 
 def test_a_look_is_at_the_last_frames_of_a_longer_buffer():
@@ -701,6 +703,27 @@ def test_each_step_of_a_look_has_the_frame_before_it(mode):
         for inputs in half:
             np.testing.assert_array_equal(inputs["previous"], before)
             before = inputs["frame"]
+
+
+def test_an_old_answer_is_forgotten_where_no_other_follows():
+    """Mutation: frames that come in short bursts, each of another place, damped by the first."""
+    stream, stack = Reconstructor(RepeatingStep(), "stream"), _speckled(30)
+    _steps_at_each_frame(stream, stack)
+    for bursts, there in ((10, True), (10, False)):
+        for _ in range(bursts):
+            stream.begin_anew()
+            _steps_at_each_frame(stream, stack[:6])
+        assert (stream._damping is not None) is there
+    _steps_at_each_frame(stream, _speckled(300))
+    assert stream._damping is not None
+
+
+def test_a_look_does_not_outlive_its_light():
+    """Mutation: a look that began on one specimen and goes on when the light is on again."""
+    stream, buffer = Reconstructor(RepeatingStep(), "stream"), RingBuffer(12, (32, 32), np.float32)
+    _steps_at_each_frame(stream, _speckled(16), buffer)
+    dark = np.random.default_rng(2).normal(0, 60, (40, 32, 32)).astype(np.float32)
+    assert 1 in _steps_at_each_frame(stream, dark, buffer) and stream._look is None
 
 
 class Judging:
