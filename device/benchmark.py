@@ -53,7 +53,8 @@ def benchmark(
         by form, of a step, of one without an image, and of what a frame of a long stream takes:
         the watch for another scene, statistics, normalization, the step, the younger state's, a
         fourth of one to see what repeats, and the filter; ``error_ms``, the same of saying how far
-        an image may be off, where the model does; ``float32_over_int8``, the ratio of the steps' medians.
+        an image may be off, where the model does; ``float32_over_int8``, the ratio of the steps'
+        medians.
 
     Raises
     ------
