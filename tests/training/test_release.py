@@ -11,6 +11,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from device import expected_error
 from device.expected_error import ErrorEstimator
@@ -62,7 +63,7 @@ def test_what_finds_the_psfs_width_goes_with_the_model(quantized_run: Path, tmp_
     assert main([*words, str(run)]) == 0
     step = load_step(folder / "learn2sofi-0.1.0-int8.tflite")
     assert step.psf_width is not None
-    frames = np.random.default_rng(0).random((30, 32, 32))
+    frames = gaussian_filter(np.random.default_rng(0).random((30, 32, 32)), (0, 1.5, 1.5))
     assert step.psf_width.estimate(frames).sigma_px == 1.0
     beside = folder / "learn2sofi-0.1.0.psf_width.json"
     assert json.loads(beside.read_text()) == {"stacks": 5}
