@@ -285,6 +285,7 @@ class Reconstructor:
         before: Iterable[np.ndarray] = ()  # (H, W) each
         if self._state is None or self._shape != buffer.shape:
             self._begin(buffer.shape)
+            self._state, self._younger, self._age = self._step.zero_state(), None, 0
             before = buffer.frames()[:-1]
         scaling, mean = self._measure(frame, buffer, padded_size)
         for array in before:
@@ -310,8 +311,7 @@ class Reconstructor:
         image = (image + other.transpose(0, 2, 1, 3)) / 2
         self._look_at_once(frames, scaling)
         result = self._result(image, scaling, frame, buffer, len(buffer))
-        self._damping = None
-        self._start_over()  # a stream does not go on with a window
+        self._damping = None  # a stream does not go on with it
         return result
 
     def _play(
@@ -405,13 +405,12 @@ class Reconstructor:
         return size
 
     def _begin(self, shape: tuple[int, int]) -> None:
-        """Start from the zero state; frames of another shape may have another PSF."""
+        """Forget the frames before; those of another shape may have another PSF."""
         if self._shape == shape:
             self._start_over()
         else:
             self.reset()
         self._shape = shape
-        self._state, self._younger, self._age = self._step.zero_state(), None, 0
 
     def _measure(
         self, frame: Frame, buffer: RingBuffer, padded_size: tuple[int, int]

@@ -158,7 +158,8 @@ def frc_curve(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Fourier ring correlation of two square images.
 
     Both lose their mean and fade to it at the border (Hann window), so that the frame's edges
-    do not correlate.
+    do not correlate. (What the device damps by is judged in bands of the cosine transform instead,
+    whose weights are applied there, too: `device.output_filter.ring_correlation`.)
 
     Returns
     -------

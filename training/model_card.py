@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from device.output_filter import LEAST_FRAMES
 from training import calibration, lattice, location, reports, resolution, speed, sweeps
 from training.accuracy import loss_table, stream_tables
 from training.evaluate import ORIGINAL, REFERENCE, TWIN, Row, markdown
+from training.forward_model import WINDOW
 
 SHOWN = (
     *(REFERENCE, "standard deviation", "SOFI-2 linearized"),
@@ -212,7 +214,7 @@ def _filtered(manifest: Mapping[str, Any]) -> str:
         f"output px; what odd and even frames show with a correlation below {numbers['full']:.2f} "
         f"is damped, down to {numbers['floor']:g} at {numbers['none']:.2f}; all figures of ours "
         "and of the twin are of filtered images, with the notch alone where there were fewer than "
-        "8 frames in a window, or 59 in a stream since it began"
+        f"{LEAST_FRAMES} frames in a window, or {2 * WINDOW - 1} in a stream since it began"
     )
 
 
